@@ -1,0 +1,1 @@
+"""fastmq, a message broker: the public names."""
