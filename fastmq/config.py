@@ -1,0 +1,105 @@
+"""Every setting of the broker, once: flags, environment (FASTMQ_<NAME>), configuration file and docs/config.md derive from this table."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fastmq.errors import BadArgument
+
+
+def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None, flag: bool = False) -> Any:
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one broker. Times are seconds, sizes bytes."""
+
+    host: str = _setting("127.0.0.1", "address to listen on", flag=True)
+    port: int = _setting(7400, "port for commands; 0 takes a free one", low=0, high=65535, flag=True)
+    events_port: int = _setting(
+        -1, "port for live events; -1: the port for commands + 1, or a free one where that is free", low=-1, high=65535, flag=True
+    )
+    workers: int = _setting(0, "worker processes; 0: the number of cores less one, at least 1", low=0, high=32, flag=True)
+    shards: int = _setting(64, "shards, fixed when a data directory is made", low=1, high=1024)
+    data_dir: str = _setting("", "directory for what must survive a restart; empty: nothing is kept", flag=True)
+    publish_window_messages: int = _setting(16384, "publishes of one session that may be without an outcome", low=1, high=65535)
+    publish_window_bytes: int = _setting(16 * 2**20, "bytes of publishes of one session that may be without an outcome", low=1, high=2**32)
+    consume_window_bytes: int = _setting(64 * 2**20, "bytes that may be outstanding at one consumer", low=1, high=2**40)
+    resume_s: float = _setting(30.0, "how long the exclusive queues of a vanished client are kept", low=0, high=86400)
+    publisher_keep_s: float = _setting(3600.0, "how long a shard remembers what a publisher sent last", low=1, high=10**7)
+    publishers_max: int = _setting(10000, "publishers that one shard remembers", low=1, high=10**7)
+    sessions_max: int = _setting(20000, "sessions of one front-end", low=1, high=10**6)
+    queues_max: int = _setting(1_000_000, "queues", low=1, high=10**8)
+    exchanges_max: int = _setting(100_000, "exchanges", low=1, high=10**8)
+    bindings_max: int = _setting(2_000_000, "bindings", low=1, high=10**8)
+    patterns_max: int = _setting(10_000, "distinct patterns of live subscriptions", low=1, high=10**6)
+    descriptors: int = _setting(65536, "descriptors the front-end asks the system for", low=256, high=10**7)
+    ring_size: int = _setting(2**20, "bytes of each ring between a front-end and a worker; a power of two", low=4096, high=2**30)
+    frontend_memory_max: int = _setting(8 * 2**30, "bytes of data a front-end may allocate before it is restarted", low=2**26, high=2**44)
+    send_high_water_mark: int = _setting(10_000, "frames that may wait for one client before its answers are held back", low=10, high=10**6)
+    events_high_water_mark: int = _setting(1000, "event frames that may wait for one subscriber before it loses events", low=1, high=10**6)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, low, high = getattr(self, item.name), item.metadata["low"], item.metadata["high"]
+            if low is not None and not low <= value <= high:
+                raise BadArgument(f"setting {item.name}={value!r} must lie between {low} and {high}")
+        if self.ring_size & (self.ring_size - 1):
+            raise BadArgument(f"setting ring_size={self.ring_size} must be a power of two")
+
+    @property
+    def worker_count(self) -> int:
+        """The number of workers, with 0 resolved against this machine's cores."""
+        return self.workers or max(1, min(32, len(os.sched_getaffinity(0)) - 1))
+
+    def replace(self, **changes: Any) -> Config:
+        """These settings with some changed; a value of None leaves one as it is."""
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def to_map(self) -> dict[str, Any]:
+        """The settings as plain values, for another process."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_map(cls, values: dict[str, Any], where: str = "the settings") -> Config:
+        """Settings from plain values; an unknown name or a value of another type is refused, naming it and `where` it stood."""
+        known = {item.name: item for item in fields(cls)}
+        changes: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise BadArgument(f"{where}: there is no setting {name!r}; docs/config.md lists them all")
+            changes[name] = _converted(name, value, type(known[name].default), where)
+        return cls(**changes)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, environ: dict[str, str] | None = None) -> Config:
+        """Defaults, over them the TOML file at `path`, over that the environment."""
+        values: dict[str, Any] = {}
+        if path is not None:
+            try:
+                values = tomllib.loads(Path(path).read_text())
+            except OSError as error:
+                raise BadArgument(f"the configuration file {path} cannot be read: {error.strerror}") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise BadArgument(f"the configuration file {path} is not TOML: {error}") from None
+        config = cls.from_map(values, where=str(path))
+        environ = dict(os.environ) if environ is None else environ
+        names = {item.name for item in fields(cls)}
+        found = {name: environ["FASTMQ_" + name.upper()] for name in names if "FASTMQ_" + name.upper() in environ}
+        return cls.from_map({**config.to_map(), **found}, where="the environment (FASTMQ_...)")
+
+
+def _converted(name: str, value: Any, kind: type, where: str) -> Any:
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    try:
+        if isinstance(value, str) or (kind is float and isinstance(value, int)):
+            return kind(value)
+    except ValueError:
+        pass
+    raise BadArgument(f"{where}: setting {name}={value!r} is not {'a whole number' if kind is int else f'a {kind.__name__}'}")

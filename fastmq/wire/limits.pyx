@@ -1,0 +1,1 @@
+"""The protocol limits of limits.pxd, readable from Python."""

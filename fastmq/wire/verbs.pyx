@@ -1,0 +1,1 @@
+"""The numbers of verbs.pxd, readable from Python."""

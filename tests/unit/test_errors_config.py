@@ -1,0 +1,48 @@
+"""One source for each fact: error codes and settings agree with everything derived from them."""
+import pytest
+
+from fastmq.config import Config
+from fastmq.errors import ERROR_OF_CODE, WIRE_ERRORS, BadArgument, NotFound, error_from_wire
+from fastmq.wire.verbs import Code
+from fastmq.wire.shards import shard_of
+
+
+def test_error_numbers_agree_with_the_wire():
+    assert {row.number: row.code.replace("-", "_").upper() for row in WIRE_ERRORS} == {code.value: code.name for code in Code if code.name != "OK"}
+    assert len(ERROR_OF_CODE) == len(WIRE_ERRORS)
+
+
+def test_answer_of_a_broker_becomes_the_right_exception():
+    error = error_from_wire("no-queue", "queue 'x' does not exist")
+    assert isinstance(error, NotFound) and error.code == "no-queue" and str(error) == "queue 'x' does not exist"
+    assert error_from_wire("from-the-future", "").code == "from-the-future"
+
+
+def test_environment_goes_over_file_and_file_over_defaults(tmp_path):
+    path = tmp_path / "broker.toml"
+    path.write_text('port = 1234\nresume_s = 5\nhost = "127.0.0.2"\n')
+    config = Config.load(path, environ={"FASTMQ_PORT": "99", "FASTMQ_WORKERS": "3", "OTHER": "x"})
+    assert (config.port, config.resume_s, config.host, config.workers) == (99, 5.0, "127.0.0.2", 3)
+    assert Config.from_map(config.to_map()) == config
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [("porrt = 1", "porrt"), ('port = "x"', "port"), ("port = 70000", "port"), ("port = ", "TOML"), ("port = true", "port"), ("ring_size = 5000", "power of two")],
+)
+def test_bad_setting_is_named(tmp_path, text, names):
+    path = tmp_path / "broker.toml"
+    path.write_text(text)
+    with pytest.raises(BadArgument, match=names):
+        Config.load(path, environ={})
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(BadArgument, match=r"nowhere\.toml"):
+        Config.load(tmp_path / "nowhere.toml", environ={})
+
+
+def test_shard_of_a_queue_never_changes():
+    assert shard_of("/", "a", 64) == 51 and shard_of("/", "orders", 64) == 14
+    assert shard_of("/", "x.{tag}.1", 64) == shard_of("/", "y.{tag}.2", 64)
+    assert shard_of("/", "{}", 64) != shard_of("other", "{}", 64)
