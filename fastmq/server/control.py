@@ -2,7 +2,7 @@
 
 Owns: one end of a SOCK_SEQPACKET socket pair each. Rules: nobody blocks on one: what does not fit waits in the outbox, and a child that
 lets OUTBOX_MAX packets wait is taken for dead; descriptors that are sent are closed here once they have left; descriptors that come with
-a packet belong to who receives it. End of file at a child: the supervisor has gone, exit at once. Both ends trust each other. Every process.
+a packet belong to who receives it. End of file at a child: the supervisor has gone, exit at once. Both ends trust each other.
 
 A child is started as `python -m fastmq.server.<role> FD`; FD, its end, is the only descriptor it inherits. What travels (`op` and fields;
 to change a message, change it here, at its sender and at its receiver; all are always of one build):

@@ -1,0 +1,24 @@
+"""How fastmq starts a program of its own: the interpreter of this process, the fastmq of this process."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import fastmq
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    """The command line of `module`. Modules are not looked for in the current folder (-P), whatever files lie there."""
+    if not sys.executable:
+        raise OSError("this Python does not know its own interpreter (sys.executable), which fastmq starts its processes with")
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, so that the program finds the same fastmq when it is not where installed packages are."""
+    found = dict(os.environ)
+    root = str(Path(fastmq.__file__).resolve().parent.parent)
+    if os.path.basename(root) not in ("site-packages", "dist-packages"):
+        found["PYTHONPATH"] = os.pathsep.join([*filter(None, [found.get("PYTHONPATH")]), root])
+    return found
