@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmq.config import Config
+from fastmq.errors import BadArgument
 from fastmq.net.ring import make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control, Message
@@ -36,6 +37,7 @@ STOP_S = 1.7                # and when what still lives is killed
 BIND_RETRY_S = 10.0         # how long a restarted front-end tries its old ports
 EXIT_S = 1.0                # how long a child that has closed its control socket may take to exit
 LOG_SIZE_MAX = 1 << 20      # of an embedded broker's log in memory, which is then begun anew
+NO_DATA_DIR = "setting data_dir: this version keeps messages in memory only; leave it empty"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MODULES = {"frontend": "fastmq.server.frontend", "worker": "fastmq.server.worker"}
@@ -403,8 +405,13 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             name, _, value = argument.partition("=")
             values[name] = value
-    config = Config.load()
-    config = Config.from_map({**config.to_map(), **values}, where="the command line")
+    try:
+        config = Config.from_map({**Config.load().to_map(), **values}, where="the command line")
+        if config.data_dir:
+            raise BadArgument(NO_DATA_DIR)
+    except BadArgument as error:
+        log(str(error))
+        return 2
     return Supervisor(config, parent_fd, asked_fd).run()
 
 
