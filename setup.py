@@ -31,7 +31,8 @@ DIRECTIVES = {
     "cdivision": True,
     "embedsignature": True,
 }
-COMPILE = ["-std=gnu11", "-Wall", "-Wno-unused-function", "-Wno-unused-but-set-variable", "-fvisibility=hidden"]
+COMPILE = ["-std=gnu11", "-Wall", "-fvisibility=hidden"]
+COMPILE += ["-Wno-unused-function", "-Wno-unused-but-set-variable", "-Wno-sign-compare"]  # what Cython's own code has
 MACROS: list[tuple[str, str | None]] = []
 LINK: list[str] = []
 if DEBUG or ASAN:
