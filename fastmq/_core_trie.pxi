@@ -484,6 +484,8 @@ cdef int trie_collect(Trie* trie, Ids* out) noexcept nogil:
         for i in range(nodes.count):
             total += cell_at(&trie.cells, nodes.items[i]).id_count
         nodes = &trie.open
+    if total == 0:
+        return 0
     if ids_reserve(out, before + total) < 0:
         return -1
     scan = before + total <= SCAN_MAX

@@ -62,7 +62,7 @@ def main() -> int:
     if not used.stdout.startswith(str(BUILD)):
         sys.exit(f"the tests would run on {used.stdout.strip()}, not on the sanitized build")
     arguments = sys.argv[1:] or ["tests/unit"]
-    return subprocess.run([sys.executable, "-P", "-m", "pytest", "-q", "--timeout=1200", *arguments], cwd=ROOT,
+    return subprocess.run([sys.executable, "-P", "-m", "pytest", "-q", "--capture=sys", "--timeout=1200", *arguments], cwd=ROOT,
                           env=environment).returncode
 
 

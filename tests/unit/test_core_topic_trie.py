@@ -49,7 +49,7 @@ class Oracle:
 LONG_WORD = b"a-word-of-more-than-24-bytes-with-an-end-"
 WORDS = [b"a", b"b", b"c", b"", b"*a", b"##", LONG_WORD + b"1", LONG_WORD + b"2"]
 PATTERNS = st.lists(st.sampled_from([*WORDS, b"*", b"#", b"*", b"#"]), max_size=5).map(b".".join)
-KEYS = st.lists(st.sampled_from([*WORDS, b"*", b"#"]), max_size=6).map(b".".join)
+KEYS = st.lists(st.sampled_from([*WORDS, b"*", b"#"]), max_size=6).map(b".".join).map(lambda key: key[:255])
 IDS = st.integers(0, 5) | st.just(2**64 - 1)
 OPERATIONS = st.tuples(st.sampled_from(["add", "add", "remove"]), PATTERNS, IDS)
 
