@@ -199,6 +199,24 @@ def test_queue_at_a_blocks_edge_keeps_one_spare_block():
     assert queue.memory_size == size
 
 
+def test_block_that_is_used_again_is_given_back_again():
+    queue = RingQueue(block_slots=4)
+    for n in range(12):
+        queue.push_back(n)
+    for i in range(4, 8):
+        queue.remove(i)             # their block is the spare one now
+    for n in range(12, 20):
+        queue.push_back(n)          # and is used again, for the places from 12 to 15
+    for i in range(12, 16):
+        queue.remove(i)
+    fail_allocations_after(0)
+    try:
+        queue.push_back(20)
+    finally:
+        fail_allocations_after(-1)
+    assert [queue.get(i) for i in (3, 7, 11, 15, 19, 20)] == [(3, 0, 0), None, (11, 0, 0), None, (19, 0, 0), (20, 0, 0)]
+
+
 @pytest.mark.parametrize("block_slots", [0, 1, 3, 4095, 131072])
 def test_block_size_that_is_no_power_of_two_is_refused(block_slots):
     with pytest.raises(ValueError):
