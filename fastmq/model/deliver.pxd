@@ -1,0 +1,280 @@
+# From queues to consumers: whose turn it is, what a delivery carries, GET.
+#
+# Rules: what came back goes out before the ring, oldest first; a queue's ready messages are dealt in equal blocks to the consumers that
+# have room, in turn; a pump does bounded work. Messages of one session are gathered into deliveries of at most DELIVERY_SIZE_MAX bytes of
+# records, consecutive tags that agree in all a client is told into one run, adjacent bytes into one copy. In the worker, without the GIL.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastmq._core cimport Ring, Slot, ring_at, ring_pop_front, ring_size
+from fastmq.model.effects cimport effects_begin
+from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
+from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_ready, returned_pop
+from fastmq.model.outstanding cimport outstanding_add
+from fastmq.model.shard_records cimport C_DELIVER, ChangeDeliver, record_add
+from fastmq.model.state cimport Delivery, Segment, ShardState, queue_calm, queue_wake
+from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_pad8
+from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, LinkDeliver, LinkReply, LinkRun
+
+
+cdef inline const Slot* queue_peek(Queue* q) noexcept nogil:
+    """The next message, or NULL."""
+    if q.returned_count:
+        return &q.returned[0].slot
+    return ring_at(&q.ring, 0)
+
+
+cdef inline Outstanding* queue_take(ShardState* s, Queue* q, Consumer* c) noexcept nogil:
+    """The next message of a queue that has one, now outstanding at the consumer; NULL when there is no memory."""
+    cdef Outstanding* e = outstanding_add(&s.outstanding)
+    cdef Session* session = c.session
+    cdef Returned back
+    if e == NULL:
+        s.failed = True
+        return NULL
+    if q.returned_count:
+        returned_pop(q, &back)
+        e.slot = back.slot
+        e.seq = back.seq
+        e.deliveries = back.deliveries + 1
+    else:
+        e.seq = q.seq_base + q.ring.first
+        ring_pop_front(&q.ring, &e.slot)
+        e.deliveries = 1
+    e.queue = q
+    e.consumer = c
+    e.next = NULL
+    e.previous = session.last
+    if session.last != NULL:
+        session.last.next = e
+    else:
+        session.first = e
+    session.last = e
+    e.queue_next = NULL
+    e.queue_previous = q.last
+    if q.last != NULL:
+        q.last.queue_next = e
+    else:
+        q.first = e
+    q.last = e
+    q.ready_bytes -= slot_size(&e.slot)
+    q.unacknowledged += 1
+    session.outstanding += 1
+    c.outstanding += 1
+    c.bytes += slot_size(&e.slot)
+    return e
+
+
+# ---- gathering a delivery
+
+cdef inline bint delivery_run(ShardState* s, Delivery* d, Consumer* c, Outstanding* e) noexcept nogil:
+    """Begin a run with this message; False when there is no memory."""
+    cdef LinkRun* run = <LinkRun*> buffer_extend(&d.runs, sizeof(LinkRun))
+    cdef Name* name = &s.store.names.items[slot_name(&e.slot)]
+    if run == NULL:
+        return False
+    memset(run, 0, sizeof(LinkRun))
+    run.epoch = s.epoch
+    run.first_n = e.tag
+    run.timestamp_ms = slot_timestamp_ms(&e.slot)
+    run.consumer = c.number
+    run.deliveries = e.deliveries
+    run.exchange_size = <uint16_t> name.size
+    run.shard = s.index
+    if d.runs.size > sizeof(LinkRun) and d.name == slot_name(&e.slot):
+        run.exchange_offset = (run - 1).exchange_offset
+    else:
+        run.exchange_offset = <uint32_t> d.names.size
+        buffer_add(&d.names, name.data, name.size)
+        d.name = slot_name(&e.slot)
+    return not d.names.failed
+
+
+cdef inline void delivery_add(ShardState* s, Delivery* d, Consumer* c, Outstanding* e) noexcept nogil:
+    """One more message; the delivery has room for it and is to the consumer's session."""
+    cdef const uint8_t* data = store_bytes(&s.store, &e.slot)
+    cdef uint32_t size = slot_size(&e.slot)
+    cdef LinkRun* run = NULL
+    cdef Segment* segment = NULL
+    if d.runs.size:
+        run = <LinkRun*> (d.runs.data + d.runs.size) - 1
+        segment = <Segment*> (d.segments.data + d.segments.size) - 1
+    if (run == NULL or run.consumer != c.number or run.first_n + run.count != e.tag or run.deliveries != e.deliveries
+            or run.timestamp_ms != slot_timestamp_ms(&e.slot) or d.name != slot_name(&e.slot)):
+        if not delivery_run(s, d, c, e):
+            s.failed = True
+            return
+        run = <LinkRun*> (d.runs.data + d.runs.size) - 1
+    run.count += 1
+    run.size += size
+    d.size += size
+    if segment != NULL and segment.data + segment.size == data:
+        segment.size += size
+        return
+    segment = <Segment*> buffer_extend(&d.segments, sizeof(Segment))
+    if segment == NULL:
+        s.failed = True
+        return
+    segment.data = data
+    segment.size = size
+
+
+cdef inline size_t delivery_size(const Delivery* d) noexcept nogil:
+    """Bytes of the message that carries it."""
+    return sizeof(LinkDeliver) + d.runs.size + ((d.names.size + 7) & ~<size_t> 7) + d.size
+
+
+cdef inline void delivery_write(Delivery* d, uint64_t sid, uint32_t hello, uint8_t* at) noexcept nogil:
+    """Write it to `at`, delivery_size bytes, and begin anew."""
+    cdef LinkDeliver* head = <LinkDeliver*> at
+    cdef Segment* segments = <Segment*> d.segments.data
+    cdef size_t i
+    buffer_pad8(&d.names)
+    head.sid = sid
+    head.hello = hello
+    head.runs = <uint32_t> (d.runs.size // sizeof(LinkRun))
+    head.names_size = <uint32_t> d.names.size
+    head.records_size = <uint32_t> d.size
+    at += sizeof(LinkDeliver)
+    if d.runs.size:
+        memcpy(at, d.runs.data, d.runs.size)
+        at += d.runs.size
+    if d.names.size:
+        memcpy(at, d.names.data, d.names.size)
+        at += d.names.size
+    for i in range(d.segments.size // sizeof(Segment)):
+        memcpy(at, segments[i].data, segments[i].size)
+        at += segments[i].size
+    delivery_clear(d)
+
+
+cdef inline void delivery_clear(Delivery* d) noexcept nogil:
+    buffer_clear(&d.runs)
+    buffer_clear(&d.names)
+    buffer_clear(&d.segments)
+    d.session = NULL
+    d.size = 0
+
+
+cdef inline void delivery_flush(ShardState* s) noexcept nogil:
+    """What is gathered becomes an effect."""
+    cdef Delivery* d = &s.delivery
+    cdef uint8_t* at
+    if d.session == NULL:
+        return
+    at = effects_begin(&s.effects, d.session.frontend, L_DELIVER, s.index, delivery_size(d))
+    if at == NULL:
+        s.failed = True
+        delivery_clear(d)
+    else:
+        delivery_write(d, d.session.sid, d.session.hello, at)
+
+
+# ---- turns
+
+cdef inline uint32_t consumer_give(ShardState* s, Queue* q, Consumer* c, uint64_t count) noexcept nogil:
+    """Deliver at most `count` messages to an open consumer, as far as its window reaches; its turn is over. How many it got."""
+    cdef Delivery* d = &s.delivery
+    cdef uint32_t given = 0
+    cdef ChangeDeliver change
+    cdef const Slot* slot
+    cdef Outstanding* e
+    change.first_tag = s.outstanding.next_tag
+    while given < count:
+        slot = queue_peek(q)
+        if slot == NULL or not consumer_fits(c, slot_size(slot)):
+            break
+        if d.session != c.session or d.size + slot_size(slot) > s.delivery_size_max:
+            delivery_flush(s)
+        e = queue_take(s, q, c)
+        if e == NULL:
+            break
+        given += 1
+        if not s.replaying:
+            d.session = c.session
+            delivery_add(s, d, c, e)
+    if given == 0:
+        return 0
+    consumer_shut(c)
+    if consumer_has_room(c):
+        consumer_open(c)                                    # behind the others
+    s.delivered += given
+    if s.level:
+        change.sid = c.session.sid
+        change.queue = q.id
+        change.consumer = c.number
+        change.count = given
+        record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+    return given
+
+
+cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noexcept nogil:
+    """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together. How many went out."""
+    cdef uint32_t consumers = q.open_count, i, given = 0, got
+    cdef uint64_t block = (queue_ready(q) + consumers - 1) // consumers
+    cdef uint64_t share = count_max // consumers
+    cdef Consumer* c = q.open_first
+    cdef Consumer* following
+    if share == 0:
+        share = 1
+    if block > share:
+        block = share
+    for i in range(consumers):
+        if c == NULL or given >= count_max:
+            break
+        following = c.open_next                             # taking its turn moves it to the end
+        got = consumer_give(s, q, c, block)
+        given += got
+        if got == 0 and queue_peek(q) == NULL:
+            break
+        c = following
+    return given
+
+
+cdef inline bint pump_queues(ShardState* s) noexcept nogil:
+    """Deliver from the queues that have something to deliver, at most pump_count_max messages; True: there is more to do."""
+    cdef uint32_t left = s.pump_count_max, given
+    cdef uint64_t size = 0
+    cdef Queue* q
+    while s.dirty_first != NULL and left and not s.failed and s.effects.buffer.size < 16 * s.delivery_size_max:
+        q = s.dirty_first
+        queue_calm(s, q)
+        if q.open_count == 0:
+            continue
+        given = queue_deal(s, q, left)
+        left -= given if given < left else left
+        if given:
+            queue_wake(s, q)                                # behind the others, if there is more; if nothing fitted: after a change
+    delivery_flush(s)
+    return s.dirty_first != NULL
+
+
+cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Session* session, Queue* q) noexcept nogil:
+    """Answer a GET with the queue's next message, outstanding in the session, or with none."""
+    cdef Delivery* d = &s.delivery                          # empty between pumps
+    cdef ChangeDeliver change
+    cdef LinkReply* reply
+    cdef Outstanding* e
+    if queue_peek(q) != NULL:
+        change.first_tag = s.outstanding.next_tag
+        e = queue_take(s, q, &session.getter)
+        if e == NULL:
+            return False
+        delivery_add(s, d, &session.getter, e)
+        s.delivered += 1
+        if s.level:
+            change.sid = session.sid
+            change.queue = q.id
+            change.consumer = 0
+            change.count = 1
+            record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+    reply = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + delivery_size(d))
+    if reply == NULL:
+        s.failed = True
+        return False
+    reply.token = token
+    reply.code = 0
+    reply.size = <uint32_t> delivery_size(d)
+    delivery_write(d, session.sid, session.hello, <uint8_t*> (reply + 1))
+    return True

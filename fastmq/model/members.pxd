@@ -1,0 +1,279 @@
+# The nouns of a shard and how they hang together: queues, consumers, sessions, outstanding messages.
+#
+# Owns: the memory of each. Rules: a message is ready (in its queue's ring, or in its heap once it came back) or outstanding (in the table
+# by tag), never both; an outstanding message is in the list of its session and in that of its queue, both ascending by tag; a consumer
+# that was cancelled lives until its last message is settled. No Python object, no I/O; runs in the worker, without the GIL.
+#
+#                      ring: next_seq - size .. next_seq - 1, from the front          Session (sid)
+#       Queue -------- heap: came back, older than the ring                             |   consumers by number; `getter` is number 0
+#         |  |                                                                          |
+#         |  +-- consumers (all), open consumers (have room, in turn) ---- Consumer ----+
+#         +----- outstanding messages ---- Outstanding (tag) ---- its consumer ---------+ outstanding messages
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memset
+
+from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_size
+from fastmq.model.store cimport Chunk
+from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
+
+
+cdef struct Returned:               # a message that came back
+    Slot slot
+    uint64_t seq
+    uint32_t deliveries             # so far
+    uint32_t padding
+
+
+cdef struct Queue:
+    uint64_t id
+    uint32_t flags                  # QueueFlag
+    uint32_t index                  # in the shard's array
+    Ring ring                       # ready, never delivered
+    uint64_t seq_base               # sequence of a message in the ring: this + its place
+    Returned* returned              # a heap by sequence; all are older than the ring
+    uint32_t returned_count
+    uint32_t returned_room
+    Chunk* tail                     # where the next message's bytes go; NULL: nowhere yet
+    uint64_t ready_bytes
+    uint64_t unacknowledged
+    Outstanding* first              # outstanding messages
+    Outstanding* last
+    Consumer* consumers             # all
+    Consumer* open_first            # those with room, who is next first
+    Consumer* open_last
+    uint32_t consumer_count
+    uint32_t open_count
+    uint32_t exclusive              # its only consumer wants to stay alone
+    uint32_t dirty                  # in the list of queues that pump looks at
+    Queue* dirty_next
+    Queue* dirty_previous
+    int64_t unused_at_ns            # auto-delete: when it lost its last consumer
+    uint64_t unused_sid             # whose that was; 0: it has consumers, or never had one
+    uint32_t unused_frontend
+    uint32_t listed                 # in the list of live queues of the attachment in hand
+    Queue* unused_next
+    Queue* unused_previous
+
+
+cdef struct Consumer:
+    uint32_t number                 # as the client chose; 0: the session's GETs
+    uint32_t window_messages
+    uint64_t window_bytes
+    uint64_t bytes                  # outstanding
+    uint32_t outstanding
+    uint8_t closed                  # cancelled; goes when nothing is outstanding
+    uint8_t is_open                 # in its queue's list of those with room
+    uint8_t exclusive
+    uint8_t padding
+    Session* session
+    Queue* queue                    # NULL once closed
+    Consumer* next                  # of the queue, all
+    Consumer* previous
+    Consumer* open_next             # of the queue, those with room
+    Consumer* open_previous
+
+
+cdef struct Session:
+    uint64_t sid
+    uint32_t frontend
+    uint32_t hello                  # incarnation of its last HELLO
+    IdMap consumers                 # number -> Consumer*, not closed
+    Consumer getter
+    Outstanding* first              # ascending by tag
+    Outstanding* last
+    uint32_t outstanding
+    uint32_t padding
+
+
+cdef struct Outstanding:
+    Slot slot
+    uint64_t seq
+    uint64_t tag
+    Queue* queue
+    Consumer* consumer
+    uint32_t deliveries             # this one included
+    uint32_t padding
+    Outstanding* next               # of the session; of the free ones
+    Outstanding* previous
+    Outstanding* queue_next
+    Outstanding* queue_previous
+
+
+# ---- messages that came back
+
+cdef inline bint returned_push(Queue* q, const Slot* slot, uint64_t seq, uint32_t deliveries) noexcept nogil:
+    """False, and nothing changed, when there is no memory."""
+    cdef uint32_t room, i, parent
+    cdef Returned* heap
+    if q.returned_count == q.returned_room:
+        room = q.returned_room * 2 if q.returned_room else 4
+        heap = <Returned*> realloc(q.returned, room * sizeof(Returned))
+        if heap == NULL:
+            return False
+        q.returned = heap
+        q.returned_room = room
+    heap = q.returned
+    i = q.returned_count
+    q.returned_count += 1
+    while i:
+        parent = (i - 1) // 2
+        if heap[parent].seq <= seq:
+            break
+        heap[i] = heap[parent]
+        i = parent
+    heap[i].slot = slot[0]
+    heap[i].seq = seq
+    heap[i].deliveries = deliveries
+    heap[i].padding = 0
+    return True
+
+
+cdef inline void returned_pop(Queue* q, Returned* out) noexcept nogil:
+    """Take the oldest. There is one."""
+    cdef Returned* heap = q.returned
+    cdef Returned* moved
+    cdef uint32_t count = q.returned_count - 1, i = 0, child = 1
+    out[0] = heap[0]
+    q.returned_count = count
+    if count == 0:
+        free(heap)
+        q.returned = NULL
+        q.returned_room = 0
+        return
+    moved = &heap[count]
+    while child < count:
+        if child + 1 < count and heap[child + 1].seq < heap[child].seq:
+            child += 1
+        if moved.seq <= heap[child].seq:
+            break
+        heap[i] = heap[child]
+        i = child
+        child = 2 * i + 1
+    heap[i] = moved[0]
+
+
+# ---- queues
+
+cdef inline Queue* queue_new(uint64_t id, uint32_t flags) noexcept nogil:
+    cdef Queue* q = <Queue*> calloc(1, sizeof(Queue))
+    if q != NULL:
+        q.id = id
+        q.flags = flags
+        q.seq_base = 1
+        ring_init(&q.ring)
+    return q
+
+
+cdef inline uint64_t queue_ready(const Queue* q) noexcept nogil:
+    return ring_size(&q.ring) + q.returned_count
+
+
+# ---- consumers
+
+cdef inline bint consumer_has_room(const Consumer* c) noexcept nogil:
+    """Whether a message may be outstanding at it in addition; how large is asked with consumer_fits."""
+    return c.outstanding == 0 or (c.outstanding < c.window_messages and c.bytes < c.window_bytes)
+
+
+cdef inline bint consumer_fits(const Consumer* c, uint32_t size) noexcept nogil:
+    return c.outstanding == 0 or (c.outstanding < c.window_messages and c.bytes + size <= c.window_bytes)
+
+
+cdef inline void consumer_open(Consumer* c) noexcept nogil:
+    """It has room: its turn comes behind the others'."""
+    cdef Queue* q = c.queue
+    c.is_open = 1
+    c.open_next = NULL
+    c.open_previous = q.open_last
+    if q.open_last != NULL:
+        q.open_last.open_next = c
+    else:
+        q.open_first = c
+    q.open_last = c
+    q.open_count += 1
+
+
+cdef inline void consumer_shut(Consumer* c) noexcept nogil:
+    """It gets nothing for now."""
+    cdef Queue* q = c.queue
+    c.is_open = 0
+    if c.open_previous != NULL:
+        c.open_previous.open_next = c.open_next
+    else:
+        q.open_first = c.open_next
+    if c.open_next != NULL:
+        c.open_next.open_previous = c.open_previous
+    else:
+        q.open_last = c.open_previous
+    q.open_count -= 1
+
+
+cdef inline Consumer* consumer_new(Session* session, Queue* q, uint32_t number, uint32_t window_messages, uint64_t window_bytes,
+                                   bint exclusive) noexcept nogil:
+    """A consumer of the queue, open; NULL, and nothing changed, when there is no memory."""
+    cdef Consumer* c = <Consumer*> calloc(1, sizeof(Consumer))
+    if c == NULL:
+        return NULL
+    if not idmap_put(&session.consumers, number, <uint64_t> c):
+        free(c)
+        return NULL
+    c.number = number
+    c.window_messages = window_messages
+    c.window_bytes = window_bytes
+    c.exclusive = exclusive
+    c.session = session
+    c.queue = q
+    c.next = q.consumers
+    if q.consumers != NULL:
+        q.consumers.previous = c
+    q.consumers = c
+    q.consumer_count += 1
+    if exclusive:
+        q.exclusive = 1
+    consumer_open(c)
+    return c
+
+
+cdef inline void consumer_close(Consumer* c) noexcept nogil:
+    """It leaves queue and session, and is freed unless messages are outstanding; then with the last of them."""
+    cdef Queue* q = c.queue
+    if c.is_open:
+        consumer_shut(c)
+    if c.previous != NULL:
+        c.previous.next = c.next
+    else:
+        q.consumers = c.next
+    if c.next != NULL:
+        c.next.previous = c.previous
+    q.consumer_count -= 1
+    if c.exclusive:
+        q.exclusive = 0
+    idmap_remove(&c.session.consumers, c.number)
+    c.queue = NULL
+    c.closed = 1
+    if c.outstanding == 0:
+        free(c)
+
+
+# ---- sessions
+
+cdef inline Session* session_new(uint64_t sid, uint32_t frontend, uint32_t hello) noexcept nogil:
+    cdef Session* session = <Session*> calloc(1, sizeof(Session))
+    if session != NULL:
+        session.sid = sid
+        session.frontend = frontend
+        session.hello = hello
+        idmap_init(&session.consumers)
+        session.getter.session = session
+    return session
+
+
+cdef inline bint session_is_idle(const Session* session) noexcept nogil:
+    """It has neither consumers nor messages: nothing to know about it."""
+    return session.consumers.count == 0 and session.outstanding == 0
+
+
+cdef inline void session_free(Session* session) noexcept nogil:
+    idmap_free(&session.consumers)
+    free(session)

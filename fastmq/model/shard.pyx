@@ -1,0 +1,577 @@
+"""One shard: the unit of ownership, order and state. A state machine without I/O, clock, disk or randomness (see shard.pxd)."""
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memset
+
+from fastmq._core cimport Slot, ring_at, ring_free, ring_span
+from fastmq.model.attend cimport consumer_add, consumer_cancel, garbage_step, queue_delete, queue_purge, session_end, session_enter
+from fastmq.model.compact cimport compact_step
+from fastmq.model.deliver cimport get_reply, pump_queues
+from fastmq.model.effects cimport EffectHead, effects_begin, effects_clear, effects_free, effects_init, effects_next
+from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, queue_ready, session_free
+from fastmq.model.outstanding cimport outstanding_find, outstanding_free, outstanding_init
+from fastmq.model.publish cimport publish_run, publisher_forget, publishers_tick
+from fastmq.model.publishers cimport Publisher, publishers_find, publishers_free, publishers_init
+from fastmq.model.replay cimport replay
+from fastmq.model.settle cimport settle
+from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, ShardState
+from fastmq.model.state cimport queue_declare, queue_find, session_find, session_leave, unused_tick
+from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_free, store_init
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
+from fastmq.wire.idmap cimport idmap_free, idmap_init
+from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
+from fastmq.wire.link cimport L_ATTACH_SHARD, L_CANCEL, L_CONSUME, L_GET, L_PUBLISH, L_QUEUE_COUNTS, L_QUEUE_DECLARE
+from fastmq.wire.link cimport L_QUEUE_DELETE, L_QUEUE_PURGE, L_REPLY, L_SESSION_END, L_SETTLE
+from fastmq.wire.link cimport LinkAttach, LinkCancel, LinkConsume, LinkCounts, LinkPublish, LinkPublishEntry, LinkQueue
+from fastmq.wire.link cimport LinkQueueRequest, LinkRange, LinkReply, LinkSessionEnd, LinkSettle, LinkSettleException
+from fastmq.wire.verbs cimport CONSUMER_EXISTS, NO_QUEUE, OK
+
+from fastmq.errors import FastMQError
+
+
+class BadRecord(FastMQError):
+    """A shard's records are damaged, or were not written by this state."""
+
+    code = "bad-record"
+
+
+# ---- link messages: each checks its payload before it changes anything
+
+cdef void reply(ShardState* s, uint32_t frontend, uint64_t token, uint32_t code, const LinkCounts* counts) noexcept nogil:
+    """Answer a request that wants an answer."""
+    cdef LinkReply* at
+    cdef size_t size = sizeof(LinkCounts) if counts != NULL else 0
+    if token == 0:
+        return
+    at = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + size)
+    if at == NULL:
+        s.failed = True
+        return
+    at.token = token
+    at.code = code
+    at.size = <uint32_t> size
+    if counts != NULL:
+        (<LinkCounts*> (at + 1))[0] = counts[0]
+
+
+cdef void queue_counts(const Queue* q, uint32_t affected, LinkCounts* out) noexcept nogil:
+    out.queue = q.id
+    out.ready = queue_ready(q)
+    out.unacknowledged = q.unacknowledged
+    out.consumers = q.consumer_count
+    out.affected = affected
+
+
+cdef int handle_publish(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size, int64_t now_ms) noexcept nogil:
+    cdef const LinkPublish* head = <const LinkPublish*> payload
+    cdef const LinkPublishEntry* entries
+    cdef const LinkPublishEntry* e
+    cdef const uint8_t* records
+    cdef uint64_t* queues
+    cdef uint32_t i = 0, count
+    cdef size_t names, needed
+    if size < sizeof(LinkPublish):
+        return -1
+    names = (<size_t> head.exchange_size + 7) & ~<size_t> 7
+    needed = sizeof(LinkPublish) + names + <size_t> head.entries * sizeof(LinkPublishEntry)
+    if size < needed or size - needed < head.records_size or head.sid == 0:
+        return -1
+    entries = <const LinkPublishEntry*> (payload + sizeof(LinkPublish) + names)
+    records = payload + needed
+    for i in range(head.entries):
+        if <uint64_t> entries[i].offset + entries[i].size > head.records_size:
+            return -1
+    i = 0
+    while i < head.entries:
+        e = &entries[i]
+        i += 1
+        if e.shard != s.index:
+            continue
+        buffer_clear(&s.delivery.segments)                  # empty between pumps: the queues of one decision
+        buffer_add(&s.delivery.segments, &e.queue, sizeof(uint64_t))
+        count = 1
+        while (i < head.entries and entries[i].shard == e.shard and entries[i].first_seq == e.first_seq
+               and entries[i].count == e.count and entries[i].offset == e.offset and entries[i].size == e.size):
+            buffer_add(&s.delivery.segments, &entries[i].queue, sizeof(uint64_t))
+            count += 1
+            i += 1
+        if s.delivery.segments.failed:
+            s.failed = True
+            return -3
+        queues = <uint64_t*> s.delivery.segments.data
+        publish_run(s, frontend, head.sid, head.floor, e.first_seq, e.count, queues, count, payload + sizeof(LinkPublish),
+                    head.exchange_size, records + e.offset, e.size, <uint64_t> now_ms)
+    buffer_clear(&s.delivery.segments)
+    return 0
+
+
+cdef int handle_settle(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size) noexcept nogil:
+    cdef const LinkSettle* head = <const LinkSettle*> payload
+    cdef Session* session
+    cdef const LinkRange* ranges
+    if size < sizeof(LinkSettle) or size - sizeof(LinkSettle) < (<size_t> head.ranges * sizeof(LinkRange)
+                                                                + <size_t> head.exceptions * sizeof(LinkSettleException)):
+        return -1
+    session = session_find(s, head.sid)
+    if session != NULL and session.frontend != frontend:    # it lives elsewhere now
+        s.stale_settles += 1
+        return 0
+    ranges = <const LinkRange*> (head + 1)
+    settle(s, head, ranges, <const LinkSettleException*> (ranges + head.ranges))
+    return 0
+
+
+cdef int handle_consume(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size) noexcept nogil:
+    cdef const LinkConsume* head = <const LinkConsume*> payload
+    cdef Session* session
+    cdef Queue* q
+    cdef uint32_t code = NO_QUEUE
+    if size < sizeof(LinkConsume) or head.sid == 0 or head.consumer == 0:
+        return -1
+    session = session_enter(s, head.sid, frontend, head.hello)
+    if session == NULL:
+        return -3
+    q = queue_find(s, head.queue)
+    if q != NULL:
+        code = consumer_add(s, session, q, head.consumer, head.window_messages, head.window_bytes, head.exclusive != 0)
+    session_leave(s, session)
+    reply(s, frontend, head.token, code, NULL)
+    return 0
+
+
+cdef int handle_get(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size) noexcept nogil:
+    cdef const LinkQueueRequest* head = <const LinkQueueRequest*> payload
+    cdef Session* session
+    cdef Queue* q
+    if size < sizeof(LinkQueueRequest) or head.sid == 0:
+        return -1
+    q = queue_find(s, head.queue)
+    if q == NULL or q.exclusive:
+        reply(s, frontend, head.token, NO_QUEUE if q == NULL else CONSUMER_EXISTS, NULL)
+        return 0
+    session = session_enter(s, head.sid, frontend, head.hello)
+    if session == NULL:
+        return -3
+    get_reply(s, head.token, frontend, session, q)
+    session_leave(s, session)
+    return 0
+
+
+cdef int handle_session_end(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size) noexcept nogil:
+    cdef const LinkSessionEnd* head = <const LinkSessionEnd*> payload
+    cdef Session* session
+    cdef Publisher* p
+    if size < sizeof(LinkSessionEnd):
+        return -1
+    session = session_find(s, head.sid)
+    if session != NULL:
+        if session.frontend != frontend:                    # it lives elsewhere now
+            return 0
+        session_end(s, session, head.forget != 0)
+    if head.forget:
+        p = publishers_find(&s.publishers, head.sid)
+        if p != NULL:
+            publisher_forget(s, p)
+    return 0
+
+
+cdef int handle_attach(ShardState* s, const uint8_t* payload, size_t size) noexcept nogil:
+    """The live queues: make those that are missing, drop all others."""
+    cdef const LinkAttach* head = <const LinkAttach*> payload
+    cdef const LinkQueue* queues
+    cdef uint32_t i
+    cdef Queue* q
+    if size < sizeof(LinkAttach) or (size - sizeof(LinkAttach)) // sizeof(LinkQueue) < head.queues:
+        return -1
+    queues = <const LinkQueue*> (head + 1)
+    for i in range(s.queue_count):
+        s.queues[i].listed = 0
+    for i in range(head.queues):
+        if queues[i].queue == 0:
+            continue
+        q = queue_declare(s, queues[i].queue, queues[i].flags)
+        if q == NULL:
+            s.failed = True
+            return -3
+        q.listed = 1
+    i = s.queue_count
+    while i:
+        i -= 1
+        if not s.queues[i].listed:
+            queue_delete(s, s.queues[i])
+    return 0
+
+
+cdef int handle_queue(ShardState* s, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept nogil:
+    """Declare, delete, purge, counts."""
+    cdef const LinkQueueRequest* head = <const LinkQueueRequest*> payload
+    cdef const LinkQueue* described = <const LinkQueue*> (head + 1)
+    cdef LinkCounts counts
+    cdef Queue* q
+    if size < sizeof(LinkQueueRequest) or head.queue == 0:
+        return -1
+    if kind == L_QUEUE_DECLARE:
+        q = queue_declare(s, head.queue, head.flags if size < sizeof(LinkQueueRequest) + sizeof(LinkQueue) else described.flags)
+        if q == NULL:
+            s.failed = True
+            return -3
+    else:
+        q = queue_find(s, head.queue)
+        if q == NULL:
+            reply(s, frontend, head.token, NO_QUEUE, NULL)
+            return 0
+    queue_counts(q, 0, &counts)
+    if kind == L_QUEUE_PURGE:
+        counts.affected = <uint32_t> queue_purge(s, q)
+        counts.ready = 0
+    elif kind == L_QUEUE_DELETE:
+        counts.affected = <uint32_t> counts.ready
+        queue_delete(s, q)
+    reply(s, frontend, head.token, OK, &counts)
+    return 0
+
+
+@cython.final
+cdef class Shard:
+    """One shard's state machine. Link messages in, effects and records out; see shard.pxd for what it owns and keeps.
+
+    Keyword arguments: `record_level` 0 writes no records, 1 all of them; `resume_ns` how long an auto-delete queue waits for consumers
+    that vanished; `publisher_keep_ns`, `publishers_max` how long and how many publishers are remembered. The last ones are for tests."""
+
+    def __cinit__(self, uint16_t index, uint64_t epoch, *, uint32_t record_level=0, int64_t resume_ns=30_000_000_000,
+                  int64_t publisher_keep_ns=3_600_000_000_000, uint32_t publishers_max=10_000, uint32_t chunk_size_max=65536,
+                  uint8_t ring_block_shift=0, uint64_t span_free=64, uint64_t delivery_size_max=DELIVERY_SIZE_MAX,
+                  uint32_t pump_count_max=PUMP_COUNT_MAX, uint64_t compact_slack_bytes=COMPACT_SLACK_BYTES):
+        cdef ShardState* s = &self.state
+        memset(s, 0, sizeof(ShardState))
+        s.index = index
+        s.epoch = epoch
+        s.level = record_level
+        s.resume_ns = resume_ns
+        s.publisher_keep_ns = publisher_keep_ns
+        s.publishers_max = publishers_max or 1
+        s.pump_count_max = pump_count_max or 1
+        s.delivery_size_max = delivery_size_max
+        s.compact_slack_bytes = compact_slack_bytes
+        s.ring_block_shift = ring_block_shift
+        store_init(&s.store)
+        s.store.chunk_size_max = max(chunk_size_max, 512)
+        outstanding_init(&s.outstanding)
+        s.outstanding.span_free = max(span_free, 1)
+        publishers_init(&s.publishers)
+        idmap_init(&s.queue_of)
+        idmap_init(&s.sessions)
+        effects_init(&s.effects)
+        buffer_init(&s.records)
+        buffer_init(&s.sizes)
+        buffer_init(&s.delivery.runs)
+        buffer_init(&s.delivery.names)
+        buffer_init(&s.delivery.segments)
+
+    def __dealloc__(self):
+        state_free(&self.state)
+
+    cdef int handle_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size, int64_t now_ms,
+                            int64_t now_ns) noexcept nogil:
+        cdef ShardState* s = &self.state
+        cdef const LinkCancel* cancel = <const LinkCancel*> payload
+        cdef int result
+        s.now_ns = now_ns
+        if kind == L_PUBLISH:
+            result = handle_publish(s, frontend, payload, size, now_ms)
+        elif kind == L_SETTLE:
+            result = handle_settle(s, frontend, payload, size)
+        elif kind == L_CONSUME:
+            result = handle_consume(s, frontend, payload, size)
+        elif kind == L_CANCEL:
+            result = -1
+            if size >= sizeof(LinkCancel):
+                reply(s, frontend, cancel.token, consumer_cancel(s, frontend, cancel.sid, cancel.consumer), NULL)
+                result = 0
+        elif kind == L_GET:
+            result = handle_get(s, frontend, payload, size)
+        elif kind == L_SESSION_END:
+            result = handle_session_end(s, frontend, payload, size)
+        elif kind == L_ATTACH_SHARD:
+            result = handle_attach(s, payload, size)
+        elif kind == L_QUEUE_DECLARE or kind == L_QUEUE_DELETE or kind == L_QUEUE_PURGE or kind == L_QUEUE_COUNTS:
+            result = handle_queue(s, frontend, kind, payload, size)
+        else:
+            result = HANDLE_UNKNOWN
+        return HANDLE_NO_MEMORY if state_failed(s) else result
+
+    cdef void publish(self, uint32_t frontend, uint64_t sid, uint64_t floor, uint64_t first_seq, uint32_t count,
+                      const uint64_t* queues, uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
+                      const uint8_t* records, uint32_t size, int64_t now_ms) noexcept nogil:
+        publish_run(&self.state, frontend, sid, floor, first_seq, count, queues, queue_count, exchange, exchange_size, records,
+                    size, <uint64_t> now_ms)
+
+    cpdef void frontend_gone(self, uint32_t frontend, int64_t now_ns) noexcept nogil:
+        cdef ShardState* s = &self.state
+        cdef Buffer found
+        cdef Session* session
+        cdef size_t i
+        s.now_ns = now_ns
+        if s.sessions.entries == NULL:
+            return
+        buffer_init(&found)
+        for i in range(s.sessions.mask + 1):
+            if s.sessions.entries[i].key:
+                session = <Session*> s.sessions.entries[i].value
+                if session.frontend == frontend:
+                    buffer_add(&found, &session, sizeof(Session*))
+        for i in range(found.size // sizeof(Session*)):
+            session_end(s, (<Session**> found.data)[i], False)
+        if found.failed:
+            s.failed = True
+        buffer_free(&found)
+
+    cpdef void tick(self, int64_t now_ns) noexcept nogil:
+        self.state.now_ns = now_ns
+        publishers_tick(&self.state)
+        unused_tick(&self.state)
+
+    cpdef bint pump(self, int64_t now_ns) noexcept nogil:
+        cdef ShardState* s = &self.state
+        cdef bint more
+        s.now_ns = now_ns
+        more = pump_queues(s)
+        if s.garbage != NULL:
+            garbage_step(s)
+        compact_step(s)
+        return more or s.garbage != NULL or s.compaction.active
+
+    cdef void counts(self, Buffer* out) noexcept nogil:
+        cdef uint32_t i
+        cdef LinkCounts* at
+        for i in range(self.state.queue_count):
+            at = <LinkCounts*> buffer_extend(out, sizeof(LinkCounts))
+            if at != NULL:
+                queue_counts(self.state.queues[i], 0, at)
+
+    # ---- Python
+
+    def handle(self, uint32_t frontend, uint16_t kind, bytes payload not None, int64_t now_ms, int64_t now_ns):
+        """One link message. Raises ValueError where the payload is malformed or the kind is not for a shard (nothing changed then)."""
+        cdef const uint8_t* data = payload
+        cdef size_t size = len(payload)
+        cdef int result
+        with nogil:
+            result = self.handle_message(frontend, kind, data, size, now_ms, now_ns)
+        if result == HANDLE_NO_MEMORY:
+            raise MemoryError
+        if result != HANDLE_OK:
+            raise ValueError(f"link message of kind {kind}: {'malformed' if result == HANDLE_MALFORMED else 'not for a shard'}")
+
+    def take_effects(self):
+        """[(frontend, kind, shard, payload)...] since the last call."""
+        cdef size_t at = 0
+        cdef const uint8_t* payload = NULL
+        cdef const EffectHead* head
+        cdef list found = []
+        while True:
+            head = effects_next(&self.state.effects, &at, &payload)
+            if head == NULL:
+                break
+            found.append((head.frontend, head.head.kind, head.head.shard, payload[:head.head.size]))
+        effects_clear(&self.state.effects)
+        return found
+
+    def take_records(self):
+        """The records since the last call."""
+        cdef bytes found = self.state.records.data[:self.state.records.size] if self.state.records.size else b""
+        buffer_clear(&self.state.records)
+        return found
+
+    def take_counts(self):
+        """{queue: (ready, unacknowledged, consumers)}."""
+        cdef uint32_t i
+        cdef Queue* q
+        cdef dict found = {}
+        for i in range(self.state.queue_count):
+            q = self.state.queues[i]
+            found[q.id] = (queue_ready(q), q.unacknowledged, q.consumer_count)
+        return found
+
+    def stats(self):
+        """Counters and sizes, by name."""
+        cdef ShardState* s = &self.state
+        return {
+            "published": s.published, "delivered": s.delivered, "settled": s.settled, "stale_settles": s.stale_settles,
+            "duplicates": s.duplicates, "publishers": s.publishers.by_sid.count, "sessions": s.sessions.count,
+            "queues": s.queue_count, "outstanding": s.outstanding.count, "live_bytes": s.store.live_bytes,
+            "chunk_bytes": s.store.chunk_bytes, "span": s.outstanding.next_tag - s.outstanding.base,
+            "stragglers": s.outstanding.stragglers.count, "compacting": bool(s.compaction.active),
+        }
+
+    def apply(self, bytes records not None, int64_t now_ns=0):
+        """Make the changes that `records` (of take_records, whole) tell of. Raises BadRecord; the state is then worth nothing."""
+        cdef ShardState* s = &self.state
+        cdef uint32_t level = s.level
+        cdef int result = -1
+        cdef const uint8_t* data = records
+        cdef size_t size = len(records)
+        s.now_ns = now_ns
+        s.level = 0
+        s.replaying = True
+        try:
+            result = replay(s, data, size)
+        finally:
+            s.level = level
+            s.replaying = False
+            effects_clear(&s.effects)
+        if state_failed(s):
+            raise MemoryError
+        if result != 0:
+            raise BadRecord("a record of this shard is damaged, or belongs to another state")
+
+    def dump(self):
+        """The whole state as plain Python values: equal for equal states. Times of use are no part of it, their order is."""
+        cdef ShardState* s = &self.state
+        return {
+            "index": s.index,
+            "epoch": s.epoch,
+            "next_tag": s.outstanding.next_tag,
+            "queues": {s.queues[i].id: dump_queue(s, s.queues[i]) for i in range(s.queue_count)},
+            "sessions": dump_sessions(s),
+            "outstanding": dump_outstanding(s),
+            "publishers": dump_publishers(s),
+        }
+
+
+cdef bint state_failed(ShardState* s) noexcept nogil:
+    if s.effects.buffer.failed or s.records.failed:
+        s.failed = True
+    return s.failed
+
+
+cdef void state_free(ShardState* s) noexcept nogil:
+    cdef Garbage* garbage
+    cdef Queue* q
+    cdef Consumer* c
+    cdef Session* session
+    cdef size_t i
+    s.level = 0
+    if s.sessions.entries != NULL:
+        for i in range(s.sessions.mask + 1):                # consumers that only outstanding messages keep, then sessions
+            if s.sessions.entries[i].key:
+                session = <Session*> s.sessions.entries[i].value
+                while session.first != NULL:
+                    state_free_message(session)
+                session_free(session)
+    for i in range(s.queue_count):
+        q = s.queues[i]
+        while q.consumers != NULL:
+            c = q.consumers
+            q.consumers = c.next
+            free(c)
+        ring_free(&q.ring)
+        free(q.returned)
+        free(q)
+    free(s.queues)
+    while s.garbage != NULL:
+        garbage = s.garbage
+        s.garbage = garbage.next
+        ring_free(&garbage.ring)
+        free(garbage.returned)
+        free(garbage)
+    outstanding_free(&s.outstanding)
+    store_free(&s.store)
+    publishers_free(&s.publishers)
+    idmap_free(&s.queue_of)
+    idmap_free(&s.sessions)
+    effects_free(&s.effects)
+    buffer_free(&s.records)
+    buffer_free(&s.sizes)
+    buffer_free(&s.delivery.runs)
+    buffer_free(&s.delivery.names)
+    buffer_free(&s.delivery.segments)
+
+
+cdef void state_free_message(Session* session) noexcept nogil:
+    """Forget the first outstanding message; its memory goes with the table."""
+    cdef Outstanding* e = session.first
+    session.first = e.next
+    e.consumer.outstanding -= 1
+    if e.consumer.closed and e.consumer.outstanding == 0:
+        free(e.consumer)
+
+
+# ---- dump
+
+cdef object dump_slot(ShardState* s, const Slot* slot):
+    """(exchange, timestamp_ms, record) of a message."""
+    cdef Name* name = &s.store.names.items[slot_name(slot)]
+    return name.data[:name.size], slot_timestamp_ms(slot), store_bytes(&s.store, slot)[:slot_size(slot)]
+
+
+cdef dict dump_queue(ShardState* s, Queue* q):
+    cdef list ready = [(q.returned[i].seq, q.returned[i].deliveries, *dump_slot(s, &q.returned[i].slot))
+                       for i in range(q.returned_count)]
+    cdef list turns = []
+    cdef dict consumers = {}
+    cdef Consumer* c = q.consumers
+    cdef Slot* slot
+    ready.sort()
+    for i in range(ring_span(&q.ring)):
+        slot = ring_at(&q.ring, i)
+        if slot != NULL:
+            ready.append((q.seq_base + q.ring.first + i, 0, *dump_slot(s, slot)))
+    while c != NULL:
+        consumers[c.session.sid, c.number] = {
+            "window_messages": c.window_messages, "window_bytes": c.window_bytes, "outstanding": c.outstanding,
+            "bytes": c.bytes, "exclusive": bool(c.exclusive),
+        }
+        c = c.next
+    c = q.open_first
+    while c != NULL:
+        turns.append((c.session.sid, c.number))
+        c = c.open_next
+    return {"flags": q.flags, "next_seq": q.seq_base + q.ring.end, "ready": ready, "unacknowledged": q.unacknowledged,
+            "ready_bytes": q.ready_bytes, "consumers": consumers, "turns": turns, "exclusive": bool(q.exclusive),
+            "unused": (q.unused_sid, q.unused_frontend if q.unused_sid else 0)}
+
+
+cdef dict dump_sessions(ShardState* s):
+    cdef dict found = {}
+    cdef Session* session
+    cdef Outstanding* e
+    if s.sessions.entries == NULL:
+        return found
+    for i in range(s.sessions.mask + 1):
+        if s.sessions.entries[i].key:
+            session = <Session*> s.sessions.entries[i].value
+            e = session.first
+            tags = []
+            while e != NULL:
+                tags.append(e.tag)
+                e = e.next
+            found[session.sid] = {"frontend": session.frontend, "hello": session.hello, "outstanding": tags}
+    return found
+
+
+cdef dict dump_outstanding(ShardState* s):
+    cdef dict found = {}
+    cdef Outstanding* e
+    for i in range(s.queue_count):
+        e = s.queues[i].first
+        while e != NULL:
+            found[e.tag] = (e.queue.id, e.consumer.session.sid, e.consumer.number, bool(e.consumer.closed), e.seq, e.deliveries,
+                            *dump_slot(s, &e.slot))
+            if outstanding_find(&s.outstanding, e.tag) != e:
+                raise AssertionError(f"tag {e.tag} is not found")
+            e = e.queue_next
+    if len(found) != s.outstanding.count:
+        raise AssertionError("the table by tag and the queues' lists disagree")
+    return found
+
+
+cdef list dump_publishers(ShardState* s):
+    """(sid, floor, highest, taken ranges), the longest idle first."""
+    cdef list found = []
+    cdef Publisher* p = s.publishers.oldest
+    while p != NULL:
+        found.append((p.sid, p.floor, p.highest, [(p.ranges[p.start + i].first, p.ranges[p.start + i].last) for i in range(p.count)]))
+        p = p.newer
+    return found

@@ -1,0 +1,321 @@
+# The state of one shard, and what its parts share: finding queues and sessions, the list of queues to look at, moving one message.
+#
+# Owns: everything in ShardState. Rules: a function changes the state, writes the record of that change when `level` asks for records, and
+# leaves what is to be said in `effects`; `failed` is set where memory ran out in the middle of a change: the shard's state is then worth
+# nothing, and its worker ends and is started again, as after any death. No Python object, no I/O, no clock; in the worker, without the GIL.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_init_sized, ring_pop_front, ring_size
+from fastmq.model.effects cimport Effects, effects_begin, effects_free, effects_init
+from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
+from fastmq.model.members cimport consumer_has_room, consumer_open, consumer_shut, queue_new, queue_ready, returned_push
+from fastmq.model.members cimport session_free, session_is_idle, session_new
+from fastmq.model.outstanding cimport OutstandingTable, outstanding_free, outstanding_init, outstanding_remove
+from fastmq.model.publishers cimport Publishers, publishers_free, publishers_init
+from fastmq.model.shard_records cimport C_QUEUE, C_SESSION, C_UNUSED, ChangeQueue, ChangeSession, record_add
+from fastmq.model.store cimport Store, slot_size, store_drop, store_free, store_init, tail_detach
+from fastmq.wire.buffer cimport Buffer, buffer_free, buffer_init
+from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
+from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
+from fastmq.wire.link cimport L_UNUSED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, LinkQueueRequest
+from fastmq.wire.verbs cimport NACK, RELEASE
+
+
+cdef enum:
+    ACK = 0                     # beside SettleAction: settled, done with
+    FORGET = -1                 # its queue was deleted
+    GARBAGE_STEP_COUNT = 4096   # messages of purged queues given back in one pump
+    COMPACT_STEP_COUNT = 512    # slots looked at in one pump
+    COMPACT_SLACK_BYTES = 4194304
+    PUMP_COUNT_MAX = 4096       # messages delivered in one pump
+    TICK_COUNT_MAX = 256        # publishers and queues that one tick handles
+
+
+cdef struct Garbage:            # messages of a purged or deleted queue, to be dropped little by little
+    Ring ring
+    Returned* returned
+    uint32_t returned_count
+    uint32_t padding
+    Garbage* next
+
+
+cdef struct Segment:            # bytes of one chunk, part of a delivery
+    const uint8_t* data
+    size_t size
+
+
+cdef struct Delivery:           # a delivery to one session, being gathered
+    Session* session            # NULL: nothing gathered
+    Buffer runs                 # LinkRun[]
+    Buffer names
+    Buffer segments             # Segment[]
+    size_t size                 # of the records
+    uint32_t name               # of the last run's exchange
+    uint32_t padding
+
+
+cdef struct Compaction:         # copying messages out of sparse chunks
+    bint active
+    uint32_t phase              # 0: the ring of outstanding messages, 1: their stragglers, 2: queues
+    uint64_t at                 # tag, place in the map, or index of the queue
+    uint64_t at_returned        # within that queue's heap
+    uint64_t beyond             # waste that the last job could not help
+
+
+cdef struct ShardState:
+    uint16_t index              # number of the shard
+    uint32_t level              # 0: no records, 1: all
+    uint64_t epoch
+    int64_t now_ns              # monotonic, of the last call that had it
+    int64_t resume_ns
+    int64_t publisher_keep_ns
+    uint32_t publishers_max
+    uint32_t pump_count_max
+    uint64_t delivery_size_max
+    uint64_t compact_slack_bytes
+    uint8_t ring_block_shift    # of new queues' rings; 0: as _core has it
+    bint failed                 # no memory: see above
+    bint replaying              # records are being applied: nothing is delivered for real
+    Store store
+    OutstandingTable outstanding
+    Publishers publishers
+    Queue** queues              # in no order
+    uint32_t queue_count
+    uint32_t queue_room
+    IdMap queue_of              # id -> Queue*
+    IdMap sessions              # sid -> Session*
+    Queue* dirty_first          # have messages and consumers with room
+    Queue* dirty_last
+    Queue* unused_first         # auto-delete queues without consumers, longest first
+    Queue* unused_last
+    Garbage* garbage
+    Compaction compaction
+    Delivery delivery
+    Buffer sizes                # of the records of the publish in hand
+    Effects effects
+    Buffer records
+    uint64_t published          # counters
+    uint64_t delivered
+    uint64_t settled
+    uint64_t stale_settles      # tags in settlements that were not outstanding there
+    uint64_t duplicates         # publishes that had been taken before
+
+
+# ---- finding
+
+cdef inline Queue* queue_find(ShardState* s, uint64_t id) noexcept nogil:
+    return <Queue*> idmap_get(&s.queue_of, id, 0)
+
+
+cdef inline Session* session_find(ShardState* s, uint64_t sid) noexcept nogil:
+    return <Session*> idmap_get(&s.sessions, sid, 0)
+
+
+# ---- queues that pump looks at
+
+cdef inline void queue_wake(ShardState* s, Queue* q) noexcept nogil:
+    """Look at the queue in the next pump, if there is something to do."""
+    if q.dirty or q.open_count == 0 or queue_ready(q) == 0:
+        return
+    q.dirty = 1
+    q.dirty_next = NULL
+    q.dirty_previous = s.dirty_last
+    if s.dirty_last != NULL:
+        s.dirty_last.dirty_next = q
+    else:
+        s.dirty_first = q
+    s.dirty_last = q
+
+
+cdef inline void queue_calm(ShardState* s, Queue* q) noexcept nogil:
+    """The queue needs no look."""
+    if not q.dirty:
+        return
+    q.dirty = 0
+    if q.dirty_previous != NULL:
+        q.dirty_previous.dirty_next = q.dirty_next
+    else:
+        s.dirty_first = q.dirty_next
+    if q.dirty_next != NULL:
+        q.dirty_next.dirty_previous = q.dirty_previous
+    else:
+        s.dirty_last = q.dirty_previous
+
+
+# ---- auto-delete queues without consumers
+
+cdef inline void unused_report(ShardState* s, uint32_t frontend, uint64_t sid, uint64_t queue) noexcept nogil:
+    cdef LinkQueueRequest* told = <LinkQueueRequest*> effects_begin(&s.effects, frontend, L_UNUSED, s.index,
+                                                                    sizeof(LinkQueueRequest))
+    if told != NULL:
+        memset(told, 0, sizeof(LinkQueueRequest))
+        told.sid = sid
+        told.queue = queue
+
+
+cdef inline void unused_mark(ShardState* s, Queue* q, uint32_t frontend, uint64_t sid) noexcept nogil:
+    """Its last consumer vanished: that is told unless one comes back in time."""
+    q.unused_sid = sid
+    q.unused_frontend = frontend
+    q.unused_at_ns = s.now_ns
+    q.unused_next = NULL
+    q.unused_previous = s.unused_last
+    if s.unused_last != NULL:
+        s.unused_last.unused_next = q
+    else:
+        s.unused_first = q
+    s.unused_last = q
+
+
+cdef inline void unused_clear(ShardState* s, Queue* q) noexcept nogil:
+    if q.unused_sid == 0:
+        return
+    q.unused_sid = 0
+    if q.unused_previous != NULL:
+        q.unused_previous.unused_next = q.unused_next
+    else:
+        s.unused_first = q.unused_next
+    if q.unused_next != NULL:
+        q.unused_next.unused_previous = q.unused_previous
+    else:
+        s.unused_last = q.unused_previous
+
+
+cdef inline void unused_tick(ShardState* s) noexcept nogil:
+    """Tell of queues that have been without a consumer for long enough."""
+    cdef ChangeQueue change
+    cdef Queue* q
+    cdef uint32_t i
+    for i in range(TICK_COUNT_MAX):
+        q = s.unused_first
+        if q == NULL or s.now_ns - q.unused_at_ns < s.resume_ns:
+            return
+        unused_report(s, q.unused_frontend, q.unused_sid, q.id)
+        unused_clear(s, q)
+        if s.level:
+            memset(&change, 0, sizeof(change))
+            change.queue = q.id
+            record_add(&s.records, C_UNUSED, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+
+
+# ---- one message
+
+cdef inline void consumer_reopen(ShardState* s, Consumer* c) noexcept nogil:
+    """After something was settled at it: it takes its turn again if it has room."""
+    if c.queue == NULL or not consumer_has_room(c):
+        return
+    if not c.is_open:
+        consumer_open(c)
+    queue_wake(s, c.queue)              # open before, it may not have had room for a message as large as the next
+
+
+cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexcept nogil:
+    """An outstanding message is outstanding no more: dropped (ACK, REJECT, FORGET) or back in its old place (NACK, RELEASE)."""
+    cdef Queue* q = e.queue
+    cdef Consumer* c = e.consumer
+    cdef Session* session = c.session
+    if e.previous != NULL:
+        e.previous.next = e.next
+    else:
+        session.first = e.next
+    if e.next != NULL:
+        e.next.previous = e.previous
+    else:
+        session.last = e.previous
+    if e.queue_previous != NULL:
+        e.queue_previous.queue_next = e.queue_next
+    else:
+        q.first = e.queue_next
+    if e.queue_next != NULL:
+        e.queue_next.queue_previous = e.queue_previous
+    else:
+        q.last = e.queue_previous
+    session.outstanding -= 1
+    q.unacknowledged -= 1
+    c.outstanding -= 1
+    c.bytes -= slot_size(&e.slot)
+    if action == NACK or action == RELEASE:
+        if not returned_push(q, &e.slot, e.seq, e.deliveries if action == NACK else e.deliveries - 1):
+            s.failed = True
+        q.ready_bytes += slot_size(&e.slot)
+        queue_wake(s, q)
+    else:
+        store_drop(&s.store, &q.tail, &e.slot)
+    outstanding_remove(&s.outstanding, e)
+    if c.closed and c.outstanding == 0:
+        free(c)
+    elif action != FORGET:
+        consumer_reopen(s, c)
+
+
+# ---- sessions
+
+cdef inline Session* session_make(ShardState* s, uint64_t sid, uint32_t frontend, uint32_t hello) noexcept nogil:
+    """A session that is not known yet; NULL when there is no memory."""
+    cdef Session* session = session_new(sid, frontend, hello)
+    cdef ChangeSession change
+    if session == NULL:
+        return NULL
+    if not idmap_put(&s.sessions, sid, <uint64_t> session):
+        session_free(session)
+        return NULL
+    if s.level:
+        change.sid = sid
+        change.frontend = frontend
+        change.hello = hello
+        record_add(&s.records, C_SESSION, False, &change, sizeof(change))
+    return session
+
+
+cdef inline void session_leave(ShardState* s, Session* session) noexcept nogil:
+    """Forget the session if there is nothing to know about it."""
+    if session_is_idle(session):
+        idmap_remove(&s.sessions, session.sid)
+        session_free(session)
+
+
+# ---- queues
+
+cdef inline Queue* queue_declare(ShardState* s, uint64_t id, uint32_t flags) noexcept nogil:
+    """The queue, made when it is new, with these flags; NULL when there is no memory."""
+    cdef Queue* q = queue_find(s, id)
+    cdef Queue** queues
+    cdef uint32_t room
+    cdef ChangeQueue change
+    if q != NULL and q.flags == flags:
+        return q
+    if q == NULL:
+        if s.queue_count == s.queue_room:
+            room = s.queue_room * 2 if s.queue_room else 8
+            queues = <Queue**> realloc(s.queues, room * sizeof(Queue*))
+            if queues == NULL:
+                return NULL
+            s.queues = queues
+            s.queue_room = room
+        q = queue_new(id, flags)
+        if q == NULL:
+            return NULL
+        if not idmap_put(&s.queue_of, id, <uint64_t> q):
+            free(q)
+            return NULL
+        ring_make(s, q)
+        q.index = s.queue_count
+        s.queues[s.queue_count] = q
+        s.queue_count += 1
+    q.flags = flags
+    if s.level:
+        change.queue = id
+        change.flags = flags
+        change.padding = 0
+        record_add(&s.records, C_QUEUE, flags & QUEUE_DURABLE, &change, sizeof(change))
+    return q
+
+
+cdef inline void ring_make(ShardState* s, Queue* q) noexcept nogil:
+    """A new ring for the queue."""
+    if s.ring_block_shift:
+        ring_init_sized(&q.ring, s.ring_block_shift)
+    else:
+        ring_init(&q.ring)
