@@ -1,0 +1,129 @@
+# Deliveries that wait in the client for the application, and settlements that wait for the broker.
+#
+# Owns copies of the delivered records, one block for each run, in the order they came, for each consumer; and ranges of settled tags for
+# each (shard, epoch). Rules: no I/O, no clock, no GIL; a run in a block is checked record by record before it is kept; a block that a
+# consumer has taken out is its alone. Runs in client processes, under the mutex of the connection.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastmq.wire.buffer cimport Buffer, buffer_extend
+from fastmq.wire.msgpack cimport Reader
+
+
+cdef enum:
+    SETTLE_RANGES_DUE = 4096            # ranges and exceptions above which a SETTLE goes at once
+
+
+# Consecutive deliveries of one consumer, as one DELIVER named them; the exchange's name and the records follow in the same block.
+cdef struct Run:
+    Run* next
+    uint64_t epoch
+    uint64_t first_n                    # tag of the first record
+    uint64_t timestamp_ms               # since 1970
+    uint64_t generation                 # of the connection that brought it: another one makes it stale
+    size_t size                         # bytes of the records
+    size_t at                           # bytes of those handed out
+    uint32_t count
+    uint32_t taken                      # records handed out
+    uint32_t deliveries                 # this one included
+    uint32_t consumer                   # 0: the answer to a GET
+    uint16_t shard
+    uint8_t exchange_size
+    bint acked                          # by an auto-ack consumer, on arrival
+
+
+cpdef enum ConsumerPhase:
+    CONSUMER_STARTING = 0               # CONSUME is to be sent, or was and has no answer
+    CONSUMER_ACTIVE = 1
+    CONSUMER_CLOSING = 2                # CANCEL was sent: what arrives is released unseen
+    CONSUMER_ENDED = 3                  # there are no more deliveries: closed, or refused or cancelled with `code`
+
+
+cdef struct ConsumerState:
+    Run* first                          # waiting runs, oldest first
+    Run* last
+    uint64_t waiting_messages
+    uint64_t waiting_bytes
+    uint64_t window_bytes
+    uint64_t request                    # of the CONSUME or CANCEL under way; 0: none
+    uint64_t retry_ns                   # when CONSUME is to be repeated; 0: not waiting for that
+    uint32_t number
+    uint32_t window_messages            # the prefetch
+    int phase                           # ConsumerPhase
+    bint auto_ack
+    bint held                           # a Consumer object points here
+    Buffer queue
+    Buffer ended                        # msgpack [code, text], empty: ended by closing
+
+
+cdef struct SettleSet:
+    uint64_t epoch
+    uint32_t shard
+    Buffer ranges                       # SettleRange[]: acknowledged
+    Buffer exceptions                   # SettleOther[]
+
+
+cdef struct SettleRange:
+    uint64_t first
+    uint64_t last
+
+
+cdef struct SettleOther:
+    uint64_t first
+    uint64_t last
+    uint64_t action                     # SettleAction
+
+
+cdef struct Settles:
+    SettleSet* sets
+    uint32_t count
+    uint32_t room
+    uint32_t latest                     # index of the set that was added to last
+    uint32_t ranges                     # ranges and exceptions of all sets
+    uint64_t messages                   # in them
+    bint failed                         # no memory: some were lost
+
+
+cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogil
+cdef const uint8_t* run_exchange(Run* run) noexcept nogil
+cdef const uint8_t* run_records(Run* run) noexcept nogil
+
+cdef ConsumerState* consumer_new(uint32_t number, const char* queue, size_t queue_size, uint32_t window_messages,
+                                 uint64_t window_bytes, bint auto_ack) noexcept nogil
+cdef void consumer_free(ConsumerState* c) noexcept nogil
+cdef bint consumer_add(ConsumerState* c, Run* run) noexcept nogil   # False: more than its window
+cdef Run* consumer_take(ConsumerState* c) noexcept nogil            # the oldest run, the caller's from now on (free); NULL: none
+cdef void consumer_drop(ConsumerState* c) noexcept nogil            # forget what waits
+cdef void consumer_end(ConsumerState* c, const uint8_t* code, uint32_t code_size, const uint8_t* text, uint32_t text_size) noexcept nogil
+
+cdef SettleSet* settles_set(Settles* s, uint32_t shard, uint64_t epoch) noexcept nogil
+cdef void settles_except(Settles* s, uint32_t shard, uint64_t epoch, uint64_t first, uint64_t last, int action) noexcept nogil
+cdef void settles_release(Settles* s, Run* run) noexcept nogil      # what of the run was not handed out goes back unchanged
+cdef void settles_write(Settles* s, Buffer* header, Buffer* out, const uint8_t* session, uint64_t incarnation) noexcept nogil
+cdef void settles_clear(Settles* s) noexcept nogil
+cdef void settles_free(Settles* s) noexcept nogil
+
+
+cdef inline void settles_ack(Settles* s, uint32_t shard, uint64_t epoch, uint64_t first, uint64_t last) noexcept nogil:
+    """Acknowledge tags first..last: they prolong the last range of their shard and epoch, or begin one."""
+    cdef SettleSet* at
+    cdef SettleRange* range
+    if s.count and s.sets[s.latest].shard == shard and s.sets[s.latest].epoch == epoch:
+        at = &s.sets[s.latest]
+    else:
+        at = settles_set(s, shard, epoch)
+        if at == NULL:
+            s.failed = True
+            return
+    s.messages += last - first + 1
+    if at.ranges.size:
+        range = <SettleRange*> (at.ranges.data + at.ranges.size) - 1
+        if range.last + 1 == first:
+            range.last = last
+            return
+    range = <SettleRange*> buffer_extend(&at.ranges, sizeof(SettleRange))
+    if range == NULL:
+        s.failed = True
+        return
+    range.first = first
+    range.last = last
+    s.ranges += 1

@@ -1,0 +1,257 @@
+"""Runs of deliveries, consumers and settlements of a connection: see deliveries.pxd."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
+from fastmq.wire.limits cimport SHARDS_MAX
+from fastmq.wire.msgpack cimport (
+    Reader, mp_array, mp_bin, mp_read_array, mp_read_str, mp_read_u32, mp_read_uint, mp_str, mp_uint,
+)
+from fastmq.wire.records cimport RECORD_GOOD, Record, record_read
+from fastmq.wire.verbs cimport RELEASE, SETTLE
+from fastmq.wire.zmtp cimport zmtp_frame_head
+
+cdef enum:
+    TAG_MAX = 0x3fffffffffffffff        # no broker counts that far; sums of tags cannot overflow
+
+
+# ---- runs
+
+cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogil:
+    """The next run: [consumer, shard, epoch, first_n, count, deliveries, exchange, timestamp_ms] of `head` with its records, copied.
+
+    NULL with `malformed` set when it is not that, NULL alone when there is no memory.
+    """
+    cdef const uint8_t* exchange
+    cdef const uint8_t* start
+    cdef uint32_t exchange_size = 0, consumer, shard, count, deliveries, i
+    cdef uint64_t epoch, first_n, timestamp_ms
+    cdef Record record
+    cdef Run* run
+    malformed[0] = True
+    if mp_read_array(head) != 8:
+        return NULL
+    consumer = mp_read_u32(head)
+    shard = mp_read_u32(head)
+    epoch = mp_read_uint(head)
+    first_n = mp_read_uint(head)
+    count = mp_read_u32(head)
+    deliveries = mp_read_u32(head)
+    exchange = mp_read_str(head, &exchange_size)
+    timestamp_ms = mp_read_uint(head)
+    if head.error or shard >= SHARDS_MAX or count == 0 or first_n == 0 or first_n > TAG_MAX or exchange_size > 255:
+        return NULL
+    start = records.at
+    for i in range(count):
+        if record_read(records, &record) != RECORD_GOOD:
+            return NULL
+    malformed[0] = False
+    run = <Run*> malloc(sizeof(Run) + exchange_size + (records.at - start))
+    if run == NULL:
+        return NULL
+    memset(run, 0, sizeof(Run))
+    run.consumer = consumer
+    run.shard = <uint16_t> shard
+    run.epoch = epoch
+    run.first_n = first_n
+    run.count = count
+    run.deliveries = deliveries
+    run.timestamp_ms = timestamp_ms
+    run.exchange_size = <uint8_t> exchange_size
+    run.size = records.at - start
+    memcpy(<uint8_t*> run + sizeof(Run), exchange, exchange_size)
+    memcpy(<uint8_t*> run + sizeof(Run) + exchange_size, start, run.size)
+    return run
+
+
+cdef const uint8_t* run_exchange(Run* run) noexcept nogil:
+    return <uint8_t*> run + sizeof(Run)
+
+
+cdef const uint8_t* run_records(Run* run) noexcept nogil:
+    return <uint8_t*> run + sizeof(Run) + run.exchange_size
+
+
+# ---- consumers
+
+cdef ConsumerState* consumer_new(uint32_t number, const char* queue, size_t queue_size, uint32_t window_messages,
+                                 uint64_t window_bytes, bint auto_ack) noexcept nogil:
+    cdef ConsumerState* c = <ConsumerState*> calloc(1, sizeof(ConsumerState))
+    if c == NULL:
+        return NULL
+    c.number = number
+    c.window_messages = window_messages
+    c.window_bytes = window_bytes
+    c.auto_ack = auto_ack
+    c.held = True
+    buffer_add(&c.queue, queue, queue_size)
+    if c.queue.failed:
+        free(c)
+        return NULL
+    return c
+
+
+cdef void consumer_free(ConsumerState* c) noexcept nogil:
+    consumer_drop(c)
+    buffer_free(&c.queue)
+    buffer_free(&c.ended)
+    free(c)
+
+
+cdef bint consumer_add(ConsumerState* c, Run* run) noexcept nogil:
+    # What an auto-ack consumer has acknowledged may wait beside as much that it has not: see ClientCore.on_deliver.
+    cdef uint64_t times = 2 if c.auto_ack else 1
+    if c.waiting_messages + run.count > times * c.window_messages:
+        return False
+    if c.waiting_messages and c.waiting_bytes + run.size > times * c.window_bytes + (1 << 20):
+        return False
+    if c.last == NULL:
+        c.first = run
+    else:
+        c.last.next = run
+    c.last = run
+    c.waiting_messages += run.count
+    c.waiting_bytes += run.size
+    return True
+
+
+cdef Run* consumer_take(ConsumerState* c) noexcept nogil:
+    cdef Run* run = c.first
+    if run == NULL:
+        return NULL
+    c.first = run.next
+    if c.first == NULL:
+        c.last = NULL
+    run.next = NULL
+    c.waiting_messages -= run.count
+    c.waiting_bytes -= run.size
+    return run
+
+
+cdef void consumer_drop(ConsumerState* c) noexcept nogil:
+    cdef Run* run = consumer_take(c)
+    while run != NULL:
+        free(run)
+        run = consumer_take(c)
+
+
+cdef void consumer_end(ConsumerState* c, const uint8_t* code, uint32_t code_size, const uint8_t* text, uint32_t text_size) noexcept nogil:
+    """No more deliveries will come; code NULL: because the application closed it."""
+    c.phase = CONSUMER_ENDED
+    c.request = 0
+    c.retry_ns = 0
+    if code != NULL and c.ended.size == 0:
+        mp_array(&c.ended, 2)
+        mp_str(&c.ended, code, code_size)
+        mp_str(&c.ended, text, text_size)
+
+
+# ---- settlements
+
+cdef SettleSet* settles_set(Settles* s, uint32_t shard, uint64_t epoch) noexcept nogil:
+    """The set of this shard and epoch, made where there is none, remembered as the latest; NULL: no memory."""
+    cdef uint32_t i, room
+    cdef SettleSet* sets
+    for i in range(s.count):
+        if s.sets[i].shard == shard and s.sets[i].epoch == epoch:
+            s.latest = i
+            return &s.sets[i]
+    if s.count == s.room:
+        room = s.room * 2 if s.room else 4
+        sets = <SettleSet*> realloc(s.sets, room * sizeof(SettleSet))
+        if sets == NULL:
+            return NULL
+        for i in range(s.room, room):
+            buffer_init(&sets[i].ranges)
+            buffer_init(&sets[i].exceptions)
+        s.sets = sets
+        s.room = room
+    s.latest = s.count
+    s.count += 1
+    sets = &s.sets[s.latest]
+    sets.shard = shard
+    sets.epoch = epoch
+    buffer_clear(&sets.ranges)
+    buffer_clear(&sets.exceptions)
+    return sets
+
+
+cdef void settles_except(Settles* s, uint32_t shard, uint64_t epoch, uint64_t first, uint64_t last, int action) noexcept nogil:
+    cdef SettleSet* at = settles_set(s, shard, epoch)
+    cdef SettleOther* other = NULL
+    if at != NULL:
+        if at.exceptions.size:
+            other = <SettleOther*> (at.exceptions.data + at.exceptions.size) - 1
+            if other.last + 1 == first and other.action == <uint64_t> action:
+                other.last = last
+                s.messages += last - first + 1
+                return
+        other = <SettleOther*> buffer_extend(&at.exceptions, sizeof(SettleOther))
+    if other == NULL:
+        s.failed = True
+        return
+    other.first = first
+    other.last = last
+    other.action = action
+    s.ranges += 1
+    s.messages += last - first + 1
+
+
+cdef void settles_release(Settles* s, Run* run) noexcept nogil:
+    if run.taken < run.count and not run.acked:
+        settles_except(s, run.shard, run.epoch, run.first_n + run.taken, run.first_n + run.count - 1, RELEASE)
+
+
+cdef void settles_write(Settles* s, Buffer* header, Buffer* out, const uint8_t* session, uint64_t incarnation) noexcept nogil:
+    """One SETTLE: [verb, session, incarnation, [[shard, epoch, up_to, [[first, last]...], [[first, last, action]...]]...]]."""
+    cdef uint32_t i, j, count
+    cdef SettleSet* at
+    cdef SettleRange* range_
+    cdef SettleOther* other
+    buffer_clear(header)
+    mp_array(header, 4)
+    mp_uint(header, SETTLE)
+    mp_bin(header, session, 16)
+    mp_uint(header, incarnation)
+    mp_array(header, s.count)
+    for i in range(s.count):
+        at = &s.sets[i]
+        mp_array(header, 5)
+        mp_uint(header, at.shard)
+        mp_uint(header, at.epoch)
+        mp_uint(header, 0)
+        count = <uint32_t> (at.ranges.size // sizeof(SettleRange))
+        range_ = <SettleRange*> at.ranges.data
+        mp_array(header, count)
+        for j in range(count):
+            mp_array(header, 2)
+            mp_uint(header, range_[j].first)
+            mp_uint(header, range_[j].last)
+        count = <uint32_t> (at.exceptions.size // sizeof(SettleOther))
+        other = <SettleOther*> at.exceptions.data
+        mp_array(header, count)
+        for j in range(count):
+            mp_array(header, 3)
+            mp_uint(header, other[j].first)
+            mp_uint(header, other[j].last)
+            mp_uint(header, other[j].action)
+    zmtp_frame_head(out, header.size, False)
+    buffer_add(out, header.data, header.size)
+    settles_clear(s)
+
+
+cdef void settles_clear(Settles* s) noexcept nogil:
+    s.count = 0
+    s.ranges = 0
+    s.messages = 0
+    s.latest = 0
+
+
+cdef void settles_free(Settles* s) noexcept nogil:
+    cdef uint32_t i
+    for i in range(s.room):
+        buffer_free(&s.sets[i].ranges)
+        buffer_free(&s.sets[i].exceptions)
+    free(s.sets)
+    memset(s, 0, sizeof(Settles))

@@ -1,0 +1,92 @@
+# ZMTP 3.x (https://rfc.zeromq.org/spec/23/), the NULL mechanism, in the roles DEALER and SUB: bytes <-> messages of frames.
+#
+# Owns the bytes of one connection in both directions. Rules: no I/O, no clock, no GIL; a peer's sizes are limited before anything is
+# allocated, and memory grows only as bytes arrive; whatever the peer sends ends in a message, a command that is answered here, or a
+# ZmtpError, after which nothing more is read. Version 3.0 is announced, so that subscriptions are messages in both directions.
+#
+#   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> ZMTP_OPENED | ZMTP_MESSAGE | ZMTP_WAIT | a ZmtpError)...]... -> zmtp_start or zmtp_free
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmq.wire.buffer cimport Buffer
+
+
+cdef enum:
+    ZMTP_FRAMES_MAX = 3                 # frames of a message
+    ZMTP_COMMAND_SIZE_MAX = 65536       # bytes of a command: READY, PING, ERROR
+    ZMTP_PONG_SIZE_MAX = 16             # bytes of a PING's context that are sent back
+    ZMTP_OUT_MAX = 1048576              # bytes waiting to be sent above which a PING is not answered
+    ZMTP_TEXT_MAX = 120                 # bytes kept of what an ERROR command says
+
+
+cpdef enum ZmtpRole:
+    ZMTP_DEALER = 0
+    ZMTP_SUB = 1
+
+
+cpdef enum ZmtpEvent:
+    ZMTP_WAIT = 0                       # more bytes are needed
+    ZMTP_OPENED = 1                     # the handshake is complete
+    ZMTP_MESSAGE = 2                    # `frames` frames of a message, valid until the next zmtp_room
+    ZMTP_NOT_ZMTP = -1                  # the peer does not speak ZMTP
+    ZMTP_OLD_VERSION = -2               # it speaks ZMTP before version 3
+    ZMTP_MECHANISM = -3                 # it wants another mechanism than NULL, named in `text`
+    ZMTP_SOCKET_TYPE = -4               # it is a socket of another type than ROUTER or XPUB, named in `text`
+    ZMTP_REFUSED = -5                   # it sent an ERROR command, quoted in `text`
+    ZMTP_MALFORMED = -6
+    ZMTP_TOO_LARGE = -7                 # a frame or command is larger than allowed
+    ZMTP_TOO_MANY_FRAMES = -8
+    ZMTP_NO_MEMORY = -9
+
+
+cdef enum ZmtpState:
+    ZMTP_STATE_GREETING = 0
+    ZMTP_STATE_HANDSHAKE = 1            # greeting read, READY not
+    ZMTP_STATE_OPEN = 2
+    ZMTP_STATE_FAILED = 3
+
+
+cdef struct ZmtpFrame:
+    size_t at                           # offset in `received`
+    size_t size
+
+
+cdef struct Zmtp:
+    Buffer received
+    Buffer out                          # bytes to send; `out_at` of them have been sent
+    size_t out_at
+    size_t at                           # bytes of `received` that are digested
+    size_t frame_size_max
+    int role                            # ZmtpRole
+    int state                           # ZmtpState
+    int error                           # ZmtpEvent below 0; 0: none
+    int frames                          # of the message being read
+    bint whole                          # the message in `frame` was handed out: the next one begins
+    ZmtpFrame[3] frame
+    char[121] text                      # what the peer said, NUL-terminated, printable ASCII
+
+
+cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil
+cdef void zmtp_free(Zmtp* z) noexcept nogil
+cdef void zmtp_start(Zmtp* z) noexcept nogil                        # a new connection: forget all, write the greeting to `out`
+cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil        # where up to `size` received bytes may be put; NULL: no memory
+cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
+cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
+cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # begin a frame of a message: its `size` bytes must follow
+cdef void zmtp_ping(Zmtp* z) noexcept nogil
+cdef void zmtp_subscribe(Zmtp* z, const void* topic, size_t size, bint subscribe) noexcept nogil
+
+
+cdef inline const uint8_t* zmtp_frame(Zmtp* z, int index) noexcept nogil:
+    return z.received.data + z.frame[index].at
+
+
+cdef inline size_t zmtp_unsent(Zmtp* z) noexcept nogil:
+    return z.out.size - z.out_at
+
+
+cdef inline void zmtp_sent(Zmtp* z, size_t size) noexcept nogil:
+    """`size` bytes of `out` have been sent."""
+    z.out_at += size
+    if z.out_at >= z.out.size:
+        z.out_at = 0
+        z.out.size = 0
