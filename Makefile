@@ -25,7 +25,8 @@ demo: build  # make demo INPUT='a file or a folder'
 	$(PY) examples/wordcount.py $(if $(value INPUT),-- '$(subst ','\'',$(value INPUT))')
 
 check: build
-	.venv/bin/ruff check . && $(PY) -m mypy && .venv/bin/cython-lint fastmq && $(PY) -m pytest -q tests/unit/test_imports.py
+	.venv/bin/ruff check . && $(PY) -m mypy && PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint fastmq tests/asan
+	$(PY) -m pytest -q tests/unit/test_imports.py
 
 test: build check  # make test ARGS='-k name'
 	$(PY) -m pytest $(ARGS)

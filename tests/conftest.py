@@ -4,10 +4,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import needs
 import pytest
 from hypothesis import HealthCheck, settings
-
-import needs
 from leaks import Run
 
 LONG = os.environ.get("FASTMQ_LONG", "0") not in ("", "0")
