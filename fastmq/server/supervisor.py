@@ -248,6 +248,8 @@ class Supervisor:
             resource.prlimit(child.process.pid, resource.RLIMIT_DATA, (limit, limit))
             start |= {"key": self.key, "host": self.config.host, "port": self.port, "events_port": self.events_port,
                       "bind_retry_s": BIND_RETRY_S if child.restarts else 0.0}
+        else:
+            start["frontends"] = [other.index for other in self.children if other.role == "frontend" and other.process is not None]
         child.send(start)
         for other in self.children:
             if other.role != child.role and other.process is not None:

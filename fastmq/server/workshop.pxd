@@ -22,3 +22,67 @@
 #                             number is in the snapshot that it has taken over already.
 #
 # L_SHARD_COUNTS is answered by one L_REPLY: LinkReply and LinkCounts[] of all queues of all shards of the worker.
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastmq.model.effects cimport EffectHead
+from fastmq.server.outgoing cimport Outgoing, Parcel
+from fastmq.wire.buffer cimport Buffer
+from fastmq.wire.limits cimport SHARDS_MAX
+from fastmq.wire.link cimport LinkHead
+
+
+cdef enum:
+    FRONTENDS_MAX = 8           # of one broker
+
+
+cdef struct Port:               # the way to one front-end
+    PyObject* link              # Link, borrowed from Workshop.links; NULL: it is not there
+    Outgoing outgoing
+
+
+cdef struct Fifo:               # shards that wait for something, each once
+    uint16_t[SHARDS_MAX] items
+    uint8_t[SHARDS_MAX] waits   # by shard
+    uint32_t first
+    uint32_t count
+
+
+cdef class Workshop:
+    cdef readonly bint failed       # it is of no more use: `check` raises why
+    cdef object error               # what Python code raised in a turn
+    cdef readonly list shards       # Shard, by number; None: another worker's
+    cdef readonly object topology   # TopologyShard, None but on worker 0
+    cdef readonly object log
+    cdef list links                 # Link by front-end, None
+    cdef PyObject* shard_of[SHARDS_MAX]
+    cdef Port[FRONTENDS_MAX] ports
+    cdef Fifo touched               # something has happened to them: effects are to be collected, then they are pumped
+    cdef Fifo eager                 # pump has more to do
+    cdef Fifo held                  # deliveries in parcels point into their effects
+    cdef size_t held_size           # bytes of those effects
+    cdef Buffer queues              # of the decision in hand
+    cdef uint64_t appended          # log position of the last record made
+    cdef uint64_t durable           # log position up to which outcomes may leave
+    cdef int64_t now_ns
+    cdef int64_t now_ms
+
+    cdef bint turn(self, int64_t now_ns, int64_t now_ms) noexcept nogil
+    cdef bint prepare_sleep(self) noexcept nogil
+    cdef void awake(self) noexcept nogil
+    # private
+    cdef bint read_links(self) noexcept nogil
+    cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
+    cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
+    cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
+    cdef void collect(self, uint32_t shard) noexcept nogil
+    cdef void deliver(self, Port* port, const uint8_t* payload) noexcept nogil
+    cdef void say(self, const EffectHead* effect, const uint8_t* payload) noexcept nogil
+    cdef bint pump(self) noexcept nogil
+    cdef bint is_congested(self) noexcept nogil
+    cdef void send_delivery(self, Port* port, Parcel* parcel) noexcept nogil
+    cdef void send_port_deliveries(self, Port* port) noexcept nogil
+    cdef void send_deliveries(self) noexcept nogil
+    cdef void send_outcomes(self) noexcept nogil
+    cdef void fail(self) noexcept nogil
+    cdef void topology_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept with gil

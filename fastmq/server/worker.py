@@ -1,0 +1,101 @@
+"""A worker's process: `python -m fastmq.server.worker FD`.
+
+Owns: the Workshop, its links' bells and its control socket. Rules: what the control socket says is documented in server/control.py; between
+two of its messages WorkerLoop works without the GIL. Ends when told, and when the supervisor has gone.
+"""
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from fastmq.net.ring import Link
+from fastmq.server.child import begin
+from fastmq.server.control import Control
+from fastmq.server.worker_loop import WorkerLoop
+from fastmq.server.workshop import Workshop
+from fastmq.storage.log import NullLog
+
+TICK_NS = 250_000_000           # between two ticks
+
+
+class Worker:
+    """One worker."""
+
+    def __init__(self, control: Control, start: dict[str, Any]) -> None:
+        index = start["index"]
+        self._control = control
+        self._workshop = Workshop(
+            start["epoch"],
+            [shard for shard, worker in enumerate(start["map"]) if worker == index],
+            start["settings"],
+            log=NullLog(),
+            topology=index == 0,
+            frontends=start["frontends"],
+            salt=os.urandom(16),
+        )
+        self._loop = WorkerLoop(self._workshop)
+        self._bells: dict[int, list[int]] = {}      # of each front-end's link: own, its
+        self._draining = self._stopped = False
+
+    def run(self) -> None:
+        """Until told to stop. EOFError and OSError: the supervisor has gone."""
+        self._look_at_bells()
+        self._control.send({"op": "ready"})
+        tick_at_ns = 0
+        while not self._stopped:
+            idle = self._loop.work(tick_at_ns, until_idle=self._draining)
+            if idle and self._draining:
+                self._draining = False
+                self._control.send({"op": "drained"})
+            self._hear()
+            now_ns = time.monotonic_ns()
+            if now_ns >= tick_at_ns:
+                self._workshop.tick(now_ns)
+                tick_at_ns = now_ns + TICK_NS
+
+    def _hear(self) -> None:
+        """Do what the supervisor says."""
+        self._control.flush()
+        while (found := self._control.receive()) is not None:
+            message, descriptors = found
+            match message["op"]:
+                case "link":
+                    self._unlink(message["frontend"])
+                    self._link(message["frontend"], *descriptors)
+                case "unlink":
+                    self._unlink(message["frontend"])
+                case "drain":
+                    self._draining = True
+                case "stop":
+                    self._stopped = True
+
+    def _link(self, frontend: int, memory: int, own_bell: int, other_bell: int) -> None:
+        self._bells[frontend] = [own_bell, other_bell]
+        self._workshop.attach(frontend, Link.open(memory, own_bell, other_bell, True))
+        os.close(memory)
+        self._look_at_bells()
+
+    def _unlink(self, frontend: int) -> None:
+        """The front-end has died, or gets a fresh link."""
+        self._workshop.detach(frontend, time.monotonic_ns())
+        for bell in self._bells.pop(frontend, ()):
+            os.close(bell)
+        self._look_at_bells()
+
+    def _look_at_bells(self) -> None:
+        self._loop.look_at(self._control.fileno(), [own for own, _ in self._bells.values()])
+
+
+def main() -> int:
+    """Be the worker that the `start` message describes. The exit status."""
+    control, start = begin("worker")
+    try:
+        Worker(control, start).run()
+    except (EOFError, ConnectionError):
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

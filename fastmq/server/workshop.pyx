@@ -1,0 +1,508 @@
+"""A worker without its process: shards, topology, log and links, and what one turn does with them (payloads: workshop.pxd).
+
+Owns: the shards of one worker, shard T on worker 0, the log, the worker's end of each link. Rules: a turn reads a bounded number of messages
+from every link, hands each to its shards, collects what they want sent, pumps, and sends: outcomes and deliveries of one session as one
+message each, whatever shards they come from, replies behind the deliveries made before them; while a link is congested nothing is pumped, and
+outcomes grow in place; an outcome leaves only when the log is durable up to `appended`; no Python object is made in a turn, but for shard T.
+No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, on one thread, without the GIL.
+
+    links --read--> handle -> shards --collect--> replies, outcomes, L_UNUSED ...  -> parcels of each front-end --> links --> bells
+                              shards --pump-----> deliveries                       /
+"""
+import types
+
+import msgpack
+
+from fastmq.model.effects cimport Effects, effects_clear, effects_next
+from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
+from fastmq.net.ring cimport Link
+from fastmq.server.outgoing cimport (
+    outgoing_add_delivery, outgoing_add_outcome, outgoing_free, outgoing_init, outgoing_leave, outgoing_parcel, parcel_count_names,
+    parcel_delivery_size, parcel_finish_outcome, parcel_has_deliveries, parcel_has_outcome, parcel_write_delivery, parcel_write_outcome,
+)
+from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
+from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
+from fastmq.wire.link cimport (
+    L_DELIVER, L_HANDBACK, L_OUTCOME, L_PUBLISH, L_RECORD, L_REPLY, L_SESSION_END, L_SHARD_COUNTS, L_SNAPSHOT, L_TOPOLOGY, L_UNUSED,
+    LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkReply, LinkToken,
+)
+
+from fastmq.errors import FastMQError
+
+
+cdef enum:
+    READ_COUNT_MAX = 64         # messages read from one link in a turn,
+    READ_SIZE_MAX = 4194304     # and about how many bytes
+    CONGESTED_SIZE = 1048576    # bytes waiting for a ring: no more deliveries are made
+    HELD_SIZE_MAX = 2097152     # bytes of effects that deliveries may gather before they are sent
+    EFFECTS_KEEP_SIZE = 262144  # an emptied effects buffer larger than this is given back
+
+
+# ---- lists of shards
+
+cdef inline void fifo_add(Fifo* f, uint32_t shard) noexcept nogil:
+    if not f.waits[shard]:
+        f.waits[shard] = 1
+        f.items[(f.first + f.count) % SHARDS_MAX] = <uint16_t> shard
+        f.count += 1
+
+
+cdef inline uint32_t fifo_take(Fifo* f) noexcept nogil:
+    """The shard that has waited longest. There is one."""
+    cdef uint32_t shard = f.items[f.first]
+    f.first = (f.first + 1) % SHARDS_MAX
+    f.count -= 1
+    f.waits[shard] = 0
+    return shard
+
+
+cdef class Workshop:
+    """What one worker holds. `settings`: those of fastmq.config.Config, as a map."""
+
+    def __cinit__(self):
+        cdef int i
+        buffer_init(&self.queues)
+        for i in range(FRONTENDS_MAX):
+            outgoing_init(&self.ports[i].outgoing)
+
+    def __dealloc__(self):
+        cdef int i
+        buffer_free(&self.queues)
+        for i in range(FRONTENDS_MAX):
+            outgoing_free(&self.ports[i].outgoing)
+
+    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: object, topology: bool = False,
+                 frontends: object = (), salt: bytes = b"", **shard_options: int) -> None:
+        """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
+
+        `shard_options`: limits that tests want small (see Shard).
+        """
+        options = {
+            "record_level": int(log.record_level),
+            "resume_ns": int(settings["resume_s"] * 1e9),
+            "publisher_keep_ns": int(settings["publisher_keep_s"] * 1e9),
+            "publishers_max": settings["publishers_max"],
+            **shard_options,
+        }
+        self.log = log
+        self.durable = self.appended = log.open(epoch)
+        self.links = [None] * FRONTENDS_MAX
+        self.shards = [None] * SHARDS_MAX
+        for index in shards:
+            shard = Shard(index, epoch, **options)
+            self.shards[index] = shard
+            self.shard_of[<int> index] = <PyObject*> shard
+        if topology:
+            from fastmq.model.topology_shard import TopologyShard
+
+            self.topology = TopologyShard(epoch, types.SimpleNamespace(**settings), salt)
+            self.topology.begin_handback(frontends)
+
+    # ---- front-ends come and go, time passes: from Python
+
+    def attach(self, frontend: int, link: Link) -> None:
+        """A front-end is reached through `link` from now on. Worker 0 sends it T's snapshot first."""
+        if self.links[frontend] is not None:
+            raise ValueError(f"front-end {frontend} is attached already")
+        self.links[frontend] = link
+        self.ports[<int> frontend].link = <PyObject*> link
+        if self.topology is not None:
+            self.topology.frontend_attached(frontend)
+            self._send(frontend, L_SNAPSHOT, self.topology.snapshot())
+            link.ring_other()
+
+    def detach(self, frontend: int, now_ns: int) -> None:
+        """A front-end has died: its sessions end, its link goes, T waits for it no more. Harmless for one that is not attached."""
+        cdef int at = frontend
+        self.links[at] = None
+        self.ports[at].link = NULL
+        outgoing_free(&self.ports[at].outgoing)
+        outgoing_init(&self.ports[at].outgoing)
+        for index, shard in enumerate(self.shards):
+            if shard is not None:
+                shard.frontend_gone(frontend, now_ns)
+                fifo_add(&self.touched, index)
+        if self.topology is not None and self.topology.frontend_gone(frontend):
+            self._send_snapshot()
+
+    def tick(self, now_ns: int) -> None:
+        """Now and then (4 times a second): what is due by time."""
+        for index, shard in enumerate(self.shards):
+            if shard is not None:
+                shard.tick(now_ns)
+                fifo_add(&self.touched, index)
+        if self.topology is not None:
+            self._send_records(self.topology.tick(now_ns))
+            for link in self.links:
+                if link is not None:
+                    link.ring_other()
+
+    def turn_once(self, now_ns: int, now_ms: int) -> bool:
+        """One turn; whether there may be more to do at once. For tests and the simulation."""
+        cdef bint busy
+        cdef int64_t ns = now_ns, ms = now_ms
+        with nogil:
+            busy = self.turn(ns, ms)
+        self.check()
+        return busy
+
+    def check(self) -> None:
+        """Raise what has made this workshop fail: its worker ends, and is started again."""
+        if self.failed:
+            raise self.error or MemoryError("a worker has no memory left")
+
+    # ---- a turn
+
+    cdef bint turn(self, int64_t now_ns, int64_t now_ms) noexcept nogil:
+        """Read, handle, deliver, send, ring. True: there may be more to do at once."""
+        cdef bint busy, more = False
+        cdef uint32_t shard
+        cdef int i
+        self.now_ns = now_ns
+        self.now_ms = now_ms
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].link != NULL:
+                (<Link> self.ports[i].link).flush()
+        busy = self.read_links()
+        while self.touched.count:
+            shard = fifo_take(&self.touched)
+            self.collect(shard)
+            fifo_add(&self.eager, shard)
+        self.send_deliveries()
+        if not self.failed:
+            self.send_outcomes()
+            more = self.pump()
+            for i in range(FRONTENDS_MAX):
+                if self.ports[i].link != NULL:
+                    (<Link> self.ports[i].link).ring_bell()
+        return (busy or more) and not self.failed
+
+    cdef bint read_links(self) noexcept nogil:
+        """Handle a bounded part of what has come; whether that was anything."""
+        cdef LinkHead head
+        cdef const uint8_t* payload
+        cdef size_t size
+        cdef bint busy = False
+        cdef int i, count
+        for i in range(FRONTENDS_MAX):
+            size = 0
+            count = 0
+            while count < READ_COUNT_MAX and size < READ_SIZE_MAX and self.ports[i].link != NULL:
+                if not (<Link> self.ports[i].link).receive(&head, &payload):
+                    if (<Link> self.ports[i].link).out_of_memory:
+                        self.fail()
+                    break
+                self.handle(i, &head, payload)
+                size += head.size
+                count += 1
+            if count:
+                (<Link> self.ports[i].link).release()
+                busy = True
+        return busy
+
+    cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil:
+        """One message from a front-end. Who sends it knows which shards are here; what concerns another is passed over."""
+        cdef int i
+        if head.kind == L_PUBLISH:
+            self.publish(frontend, payload)
+        elif head.kind == L_SESSION_END:
+            for i in range(SHARDS_MAX):
+                if self.shard_of[i] != NULL:
+                    (<Shard> self.shard_of[i]).handle_message(frontend, head.kind, payload, head.size, self.now_ms, self.now_ns)
+                    fifo_add(&self.touched, i)
+        elif head.kind == L_TOPOLOGY or head.kind == L_HANDBACK:
+            self.topology_message(frontend, head.kind, payload, head.size)
+        elif head.kind == L_SHARD_COUNTS:
+            self.count_queues(frontend, payload)
+        elif head.shard < SHARDS_MAX and self.shard_of[head.shard] != NULL:
+            if (<Shard> self.shard_of[head.shard]).handle_message(
+                frontend, head.kind, payload, head.size, self.now_ms, self.now_ns
+            ) == HANDLE_NO_MEMORY:
+                self.fail()
+            fifo_add(&self.touched, head.shard)
+
+    cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil:
+        """Give each decision of an L_PUBLISH to its shard."""
+        cdef const LinkPublish* head = <const LinkPublish*> payload
+        cdef const uint8_t* exchange = payload + sizeof(LinkPublish)
+        cdef const LinkPublishEntry* entries = <const LinkPublishEntry*> (exchange + ((head.exchange_size + 7) & ~<size_t> 7))
+        cdef const uint8_t* records = <const uint8_t*> (entries + head.entries)
+        cdef const LinkPublishEntry* e
+        cdef uint64_t* queues
+        cdef uint32_t first = 0, count, i
+        while first < head.entries:
+            e = &entries[first]
+            count = 1
+            while (first + count < head.entries and entries[first + count].first_seq == e.first_seq
+                   and entries[first + count].shard == e.shard and entries[first + count].count == e.count):
+                count += 1
+            first += count
+            if e.shard >= SHARDS_MAX or self.shard_of[e.shard] == NULL:
+                continue
+            buffer_clear(&self.queues)
+            queues = <uint64_t*> buffer_extend(&self.queues, count * sizeof(uint64_t))
+            if queues == NULL:
+                self.fail()
+                return
+            for i in range(count):
+                queues[i] = e[i].queue
+            (<Shard> self.shard_of[e.shard]).state.now_ns = self.now_ns
+            (<Shard> self.shard_of[e.shard]).publish(
+                frontend, head.sid, head.floor, e.first_seq, e.count, queues, count, exchange, head.exchange_size,
+                records + e.offset, e.size, self.now_ms)
+            fifo_add(&self.touched, e.shard)
+
+    cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil:
+        """Answer L_SHARD_COUNTS: all queues of this worker."""
+        cdef Buffer counts
+        cdef LinkReply* reply
+        cdef int i
+        buffer_init(&counts)
+        reply = <LinkReply*> buffer_extend(&counts, sizeof(LinkReply))
+        for i in range(SHARDS_MAX):
+            if self.shard_of[i] != NULL:
+                (<Shard> self.shard_of[i]).counts(&counts)
+        if counts.failed:
+            self.fail()
+        else:
+            reply = <LinkReply*> counts.data
+            reply.token = (<const LinkQueueRequest*> payload).token
+            reply.code = 0
+            reply.size = <uint32_t> (counts.size - sizeof(LinkReply))
+            if (<Link> self.ports[frontend].link).add(L_REPLY, 0, counts.data, counts.size) != 0:
+                self.fail()
+        buffer_free(&counts)
+
+    # ---- what shards want sent
+
+    cdef void collect(self, uint32_t shard) noexcept nogil:
+        """Take a shard's effects: outcomes and deliveries into parcels, all else to its link."""
+        cdef Effects* effects = &(<Shard> self.shard_of[shard]).state.effects
+        cdef const EffectHead* effect
+        cdef const uint8_t* payload
+        cdef size_t at = 0
+        cdef Port* port
+        if (<Shard> self.shard_of[shard]).state.failed or effects.buffer.failed:
+            self.fail()
+            return
+        if effects.buffer.size == 0:
+            return
+        while True:
+            effect = effects_next(effects, &at, &payload)
+            if effect == NULL:
+                break
+            port = &self.ports[effect.frontend]
+            if port.link == NULL:
+                if effect.head.kind == L_UNUSED:
+                    self.say(effect, payload)
+            elif effect.head.kind == L_OUTCOME:
+                outgoing_add_outcome(&port.outgoing, <const LinkOutcome*> payload)
+            elif effect.head.kind == L_DELIVER:
+                self.deliver(port, payload)
+            else:
+                if port.outgoing.waiting:
+                    self.send_port_deliveries(port)
+                self.say(effect, payload)
+            if port.outgoing.failed:
+                self.fail()
+                return
+        fifo_add(&self.held, shard)
+        self.held_size += effects.buffer.size
+
+    cdef void say(self, const EffectHead* effect, const uint8_t* payload) noexcept nogil:
+        """Send a message as it is. That a queue is unused may be told to T by any front-end."""
+        cdef uint32_t frontend = effect.frontend
+        cdef int i
+        if self.ports[frontend].link == NULL:
+            for i in range(FRONTENDS_MAX):
+                if self.ports[i].link != NULL:
+                    frontend = i
+            if self.ports[frontend].link == NULL:
+                return
+        if (<Link> self.ports[frontend].link).add(effect.head.kind, effect.head.shard, payload, effect.head.size) != 0:
+            self.fail()
+
+    cdef void deliver(self, Port* port, const uint8_t* payload) noexcept nogil:
+        """Put a delivery into its session's parcel; one that is full, or to an earlier HELLO, leaves first."""
+        cdef const LinkDeliver* delivery = <const LinkDeliver*> payload
+        cdef Parcel* parcel = outgoing_parcel(&port.outgoing, delivery.sid)
+        if parcel == NULL:
+            return
+        if parcel_has_deliveries(parcel) and (
+            parcel.hello != delivery.hello or parcel.records_size + delivery.records_size > DELIVERY_SIZE_MAX
+        ):
+            self.send_delivery(port, parcel)
+        outgoing_add_delivery(&port.outgoing, parcel, delivery)
+
+    cdef bint pump(self) noexcept nogil:
+        """Let shards deliver, each in its turn; True: one that may has more to do."""
+        cdef uint32_t left = self.eager.count, shard
+        while left and not self.failed:
+            if self.is_congested():
+                break                                       # its bell rings when there is room
+            left -= 1
+            shard = fifo_take(&self.eager)
+            if (<Shard> self.shard_of[shard]).pump(self.now_ns):
+                fifo_add(&self.eager, shard)
+            self.collect(shard)
+            if self.held_size > HELD_SIZE_MAX:
+                self.send_deliveries()
+        self.send_deliveries()
+        return self.eager.count != 0 and not self.is_congested()
+
+    cdef bint is_congested(self) noexcept nogil:
+        """Whether a front-end is so far behind that no more deliveries are made. With several front-ends one would hold up the others: then
+        shards need to know whose consumers to pass over."""
+        cdef int i
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].link != NULL and (<Link> self.ports[i].link).waiting() > CONGESTED_SIZE:
+                return True
+        return False
+
+    # ---- sending
+
+    cdef void send_delivery(self, Port* port, Parcel* parcel) noexcept nogil:
+        cdef uint8_t* at
+        parcel_count_names(parcel)
+        at = (<Link> port.link).begin(L_DELIVER, 0, parcel_delivery_size(parcel))
+        if at == NULL:
+            self.fail()
+            return
+        parcel_write_delivery(&port.outgoing, parcel, at)
+        (<Link> port.link).commit()
+
+    cdef void send_port_deliveries(self, Port* port) noexcept nogil:
+        """Send the deliveries of all parcels of one front-end."""
+        cdef Parcel* before = NULL
+        cdef Parcel* parcel = port.outgoing.first
+        while parcel != NULL and port.outgoing.waiting and not self.failed:
+            if parcel_has_deliveries(parcel):
+                self.send_delivery(port, parcel)
+            if parcel_has_outcome(parcel):
+                before = parcel
+            else:
+                outgoing_leave(&port.outgoing, before, parcel)
+            parcel = before.next if before != NULL else port.outgoing.first
+
+    cdef void send_deliveries(self) noexcept nogil:
+        """Send all deliveries, and forget the effects that they lie in."""
+        cdef Effects* effects
+        cdef int i
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].outgoing.waiting:
+                self.send_port_deliveries(&self.ports[i])
+        while self.held.count:
+            effects = &(<Shard> self.shard_of[fifo_take(&self.held)]).state.effects
+            effects_clear(effects)
+            if effects.buffer.room > EFFECTS_KEEP_SIZE:
+                buffer_free(&effects.buffer)
+        self.held_size = 0
+
+    cdef void send_outcomes(self) noexcept nogil:
+        """Send the outcomes that may leave: the log is as far as they are, and no ring is full, else they wait and grow together."""
+        cdef Parcel* before
+        cdef Parcel* parcel
+        cdef Port* port
+        cdef uint8_t* at
+        cdef size_t size
+        cdef int i
+        if self.durable < self.appended:
+            return
+        for i in range(FRONTENDS_MAX):
+            port = &self.ports[i]
+            before = NULL
+            parcel = port.outgoing.first
+            while parcel != NULL and (<Link> port.link).waiting() == 0:
+                if parcel_has_outcome(parcel):
+                    size = parcel_finish_outcome(parcel)
+                    at = (<Link> port.link).begin(L_OUTCOME, 0, size) if size else NULL
+                    if at == NULL:
+                        self.fail()
+                        return
+                    parcel_write_outcome(parcel, at)
+                    (<Link> port.link).commit()
+                if parcel_has_deliveries(parcel):
+                    before = parcel
+                else:
+                    outgoing_leave(&port.outgoing, before, parcel)
+                parcel = before.next if before != NULL else port.outgoing.first
+
+    cdef void fail(self) noexcept nogil:
+        self.failed = True
+
+    # ---- sleeping
+
+    cdef bint prepare_sleep(self) noexcept nogil:
+        """Whether every link lets this worker sleep. `awake` is owed either way."""
+        cdef int i
+        cdef bint may = True
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].link != NULL and not (<Link> self.ports[i].link).prepare_sleep():
+                may = False
+        return may
+
+    cdef void awake(self) noexcept nogil:
+        cdef int i
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].link != NULL:
+                (<Link> self.ports[i].link).awake()
+
+    # ---- shard T
+
+    cdef void topology_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept with gil:
+        """An L_TOPOLOGY or L_HANDBACK."""
+        cdef uint64_t token
+        try:
+            if self.topology is None:
+                raise FastMQError(f"front-end {frontend} takes this worker for worker 0")
+            if kind == L_HANDBACK:
+                if self.topology.handback(frontend, msgpack.unpackb((<const char*> payload)[:size])):
+                    self._send_snapshot()
+                return
+            token = (<const LinkToken*> payload).token
+            body = msgpack.unpackb((<const char*> payload)[sizeof(LinkToken):size])
+            if isinstance(body[0], str):
+                self._notice(frontend, *body)
+            else:
+                self._request(frontend, token, *body)
+        except Exception as error:
+            self.error = error
+            self.failed = True
+
+    def _request(self, frontend: int, token: int, verb: int, sid: int, vhost: str, *fields: object) -> None:
+        cdef LinkReply reply
+        records, code, result = self.topology.request(frontend, sid, verb, vhost, list(fields), self.now_ns)
+        self._send_records(records)
+        packed = msgpack.packb(result)
+        reply.token = token
+        reply.code = code
+        reply.size = len(packed)
+        self.links[frontend].send(L_REPLY, 0, (<char*> &reply)[:sizeof(LinkReply)] + packed)
+
+    def _notice(self, frontend: int, what: str, subject: int) -> None:
+        if what == "claim":
+            self.topology.claim(subject, frontend)
+        elif what == "release":
+            self.topology.release(subject, self.now_ns, frontend)
+        elif what == "forget":
+            self._send_records(self.topology.forget(subject))
+        elif what == "consumed":
+            self.topology.consumed(subject, frontend)
+        elif what == "unused":
+            self._send_records(self.topology.unused(subject))
+        else:
+            raise FastMQError(f"front-end {frontend} sent the notice {what!r}")
+
+    def _send(self, frontend: int, kind: int, value: object) -> None:
+        self.links[frontend].send(kind, 0, msgpack.packb(value))
+
+    def _send_records(self, records: list) -> None:
+        for record in records:
+            for frontend, link in enumerate(self.links):
+                if link is not None:
+                    self._send(frontend, L_RECORD, record)
+
+    def _send_snapshot(self) -> None:
+        for frontend, link in enumerate(self.links):
+            if link is not None:
+                self._send(frontend, L_SNAPSHOT, self.topology.snapshot())
