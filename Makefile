@@ -15,7 +15,7 @@ env: .venv/made-with
 	$(PYTHON) -m venv --clear .venv
 	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > .venv/build-requires
 	$(PY) -m pip install --quiet --disable-pip-version-check -r .venv/build-requires
-	FASTMQ_EXT=none $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -C editable_mode=compat -e '.[test,dev]'
+	FASTMQ_EXT=none $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=compat -e '.[test,dev]'
 	echo '$(PYTHON_ID)' > $@
 
 build: env  # Cython and the compiler see themselves what changed
