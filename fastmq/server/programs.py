@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-import fastmq
+ROOT = Path(__file__).resolve().parents[2]      # the folder that this fastmq is imported from
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -18,7 +18,6 @@ def command(module: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """This process's environment, so that the program finds the same fastmq when it is not where installed packages are."""
     found = dict(os.environ)
-    root = str(Path(fastmq.__file__).resolve().parent.parent)
-    if os.path.basename(root) not in ("site-packages", "dist-packages"):
-        found["PYTHONPATH"] = os.pathsep.join([*filter(None, [found.get("PYTHONPATH")]), root])
+    if ROOT.name not in ("site-packages", "dist-packages"):
+        found["PYTHONPATH"] = os.pathsep.join([*filter(None, [found.get("PYTHONPATH")]), str(ROOT)])
     return found

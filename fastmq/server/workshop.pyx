@@ -146,6 +146,11 @@ cdef class Workshop:
         self.check()
         return busy
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that have not found room in the rings to front-ends yet."""
+        return sum(link.waiting_bytes for link in self.links if link is not None)
+
     def check(self) -> None:
         """Raise what has made this workshop fail: its worker ends, and is started again."""
         if self.failed:
