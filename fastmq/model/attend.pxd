@@ -135,8 +135,7 @@ cdef inline bint queue_empty(ShardState* s, Queue* q) noexcept nogil:
     garbage.padding = 0
     garbage.next = s.garbage
     s.garbage = garbage
-    q.seq_base += q.ring.end                                # sequences go on, places begin anew
-    ring_make(s, q)
+    ring_make(s, q, q.seq_base + q.ring.end)                # sequences go on
     q.returned = NULL
     q.returned_count = 0
     q.returned_room = 0

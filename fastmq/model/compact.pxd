@@ -23,6 +23,7 @@ cdef inline uint32_t compact_slot(ShardState* s, Queue* q, Slot* slot) noexcept 
         return 1
     if not store_move(&s.store, &q.tail, slot, q.ready_bytes):
         s.failed = True
+    s.moved += 1
     return 1 + slot_size(slot) // 512
 
 
@@ -80,8 +81,6 @@ cdef inline uint32_t compact_straggler(ShardState* s) noexcept nogil:
 cdef inline uint32_t compact_queue(ShardState* s) noexcept nogil:
     """One message that came back, or one of the ring's first chunk and its tail: those are at most a chunk of messages each."""
     cdef Queue* q
-    cdef uint64_t i
-    cdef Slot* slot
     if s.compaction.at >= s.queue_count:
         s.compaction.active = False
         return 1

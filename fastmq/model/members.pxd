@@ -30,7 +30,7 @@ cdef struct Queue:
     uint32_t flags                  # QueueFlag
     uint32_t index                  # in the shard's array
     Ring ring                       # ready, never delivered
-    uint64_t seq_base               # sequence of a message in the ring: this + its place
+    uint64_t seq_base               # sequence of a message in the ring: this + its place, modulo 2^64
     Returned* returned              # a heap by sequence; all are older than the ring
     uint32_t returned_count
     uint32_t returned_room
@@ -160,7 +160,6 @@ cdef inline Queue* queue_new(uint64_t id, uint32_t flags) noexcept nogil:
     if q != NULL:
         q.id = id
         q.flags = flags
-        q.seq_base = 1
         ring_init(&q.ring)
     return q
 

@@ -112,6 +112,8 @@ cdef inline void publisher_trim(Publisher* p, uint64_t floor) noexcept nogil:
     while p.count and p.ranges[p.start].last < p.floor:
         p.start += 1
         p.count -= 1
+    if p.count and p.ranges[p.start].first < p.floor:
+        p.ranges[p.start].first = p.floor
     if p.count == 0:
         p.start = 0
         if p.room > 64:

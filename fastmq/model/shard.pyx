@@ -9,14 +9,14 @@ from fastmq.model.attend cimport consumer_add, consumer_cancel, garbage_step, qu
 from fastmq.model.compact cimport compact_step
 from fastmq.model.deliver cimport get_reply, pump_queues
 from fastmq.model.effects cimport EffectHead, effects_begin, effects_clear, effects_free, effects_init, effects_next
-from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, queue_ready, session_free
+from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, queue_ready, session_free, session_is_idle
 from fastmq.model.outstanding cimport outstanding_find, outstanding_free, outstanding_init
 from fastmq.model.publish cimport publish_run, publisher_forget, publishers_tick
 from fastmq.model.publishers cimport Publisher, publishers_find, publishers_free, publishers_init
 from fastmq.model.replay cimport replay
 from fastmq.model.settle cimport settle
 from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, ShardState
-from fastmq.model.state cimport queue_declare, queue_find, session_find, session_leave, unused_tick
+from fastmq.model.state cimport queue_declare, queue_find, session_find, unused_tick
 from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_free, store_init
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_free, idmap_init
@@ -135,7 +135,8 @@ cdef int handle_consume(ShardState* s, uint32_t frontend, const uint8_t* payload
     q = queue_find(s, head.queue)
     if q != NULL:
         code = consumer_add(s, session, q, head.consumer, head.window_messages, head.window_bytes, head.exclusive != 0)
-    session_leave(s, session)
+    if session_is_idle(session):                            # made for nothing
+        session_end(s, session, False)
     reply(s, frontend, head.token, code, NULL)
     return 0
 
@@ -154,7 +155,8 @@ cdef int handle_get(ShardState* s, uint32_t frontend, const uint8_t* payload, si
     if session == NULL:
         return -3
     get_reply(s, head.token, frontend, session, q)
-    session_leave(s, session)
+    if session_is_idle(session):                            # made for nothing
+        session_end(s, session, False)
     return 0
 
 
@@ -402,7 +404,7 @@ cdef class Shard:
             "duplicates": s.duplicates, "publishers": s.publishers.by_sid.count, "sessions": s.sessions.count,
             "queues": s.queue_count, "outstanding": s.outstanding.count, "live_bytes": s.store.live_bytes,
             "chunk_bytes": s.store.chunk_bytes, "span": s.outstanding.next_tag - s.outstanding.base,
-            "stragglers": s.outstanding.stragglers.count, "compacting": bool(s.compaction.active),
+            "stragglers": s.outstanding.stragglers.count, "moved": s.moved,
         }
 
     def apply(self, bytes records not None, int64_t now_ns=0):

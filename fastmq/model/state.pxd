@@ -101,6 +101,7 @@ cdef struct ShardState:
     uint64_t settled
     uint64_t stale_settles      # tags in settlements that were not outstanding there
     uint64_t duplicates         # publishes that had been taken before
+    uint64_t moved              # messages copied out of sparse chunks
 
 
 # ---- finding
@@ -300,7 +301,7 @@ cdef inline Queue* queue_declare(ShardState* s, uint64_t id, uint32_t flags) noe
         if not idmap_put(&s.queue_of, id, <uint64_t> q):
             free(q)
             return NULL
-        ring_make(s, q)
+        ring_make(s, q, 1)
         q.index = s.queue_count
         s.queues[s.queue_count] = q
         s.queue_count += 1
@@ -313,9 +314,10 @@ cdef inline Queue* queue_declare(ShardState* s, uint64_t id, uint32_t flags) noe
     return q
 
 
-cdef inline void ring_make(ShardState* s, Queue* q) noexcept nogil:
-    """A new ring for the queue."""
+cdef inline void ring_make(ShardState* s, Queue* q, uint64_t next_seq) noexcept nogil:
+    """A new ring for the queue, whose first message will have the sequence next_seq."""
     if s.ring_block_shift:
         ring_init_sized(&q.ring, s.ring_block_shift)
     else:
         ring_init(&q.ring)
+    q.seq_base = next_seq - q.ring.end
