@@ -50,11 +50,14 @@ class Broker:
 
     def _start(self, values: dict[str, Any]) -> subprocess.Popen[bytes]:
         """The supervisor, in a session of its own (Ctrl-C is for this program), its log in memory."""
-        parent_fd = os.pidfd_open(os.getpid())      # not PR_SET_PDEATHSIG, which would follow the thread that runs this
         self._log_fd = os.memfd_create("fastmq-log", os.MFD_CLOEXEC)
-        log = os.open(f"/proc/self/fd/{self._log_fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         arguments = [f"{name}={value}" for name, value in values.items()]
+        kept = []
         try:
+            parent_fd = os.pidfd_open(os.getpid())  # not PR_SET_PDEATHSIG, which would follow the thread that runs this
+            kept.append(parent_fd)
+            log = os.open(f"/proc/self/fd/{self._log_fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            kept.append(log)
             return subprocess.Popen(
                 programs.command("fastmq.server.supervisor", "--parent-fd", str(parent_fd), *arguments),
                 env=programs.environment(), pass_fds=(parent_fd,), start_new_session=True,
@@ -64,8 +67,8 @@ class Broker:
             os.close(self._log_fd)
             raise BrokerFailed(f"the broker's supervisor cannot be started: {error}") from None
         finally:
-            os.close(parent_fd)
-            os.close(log)
+            for fd in kept:
+                os.close(fd)
 
     def _wait_until_ready(self) -> tuple[str, int]:
         """The address and the events port from the line that the supervisor prints."""

@@ -30,6 +30,6 @@ def begin(role: str) -> tuple[Control, dict]:
     assert start["op"] == "start" and not descriptors
     if os.getppid() != start["supervisor"]:         # it died before prctl
         raise SystemExit(1)
-    cdef bytes name = f"fastmq-{role}-{start['index']}".encode()[:15]
+    cdef bytes name = f"fastmq-{role}{start['index']}".encode()[:15]
     prctl(PR_SET_NAME, <const char*> name)
     return control, start

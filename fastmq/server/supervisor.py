@@ -306,17 +306,18 @@ class Supervisor:
             self._unwatch(child.control.fileno())
         self._unwatch(child.pidfd)
         how = child.ended(time.monotonic())
-        if self.state is State.SERVING:
-            pause_s = max(0.0, child.restart_at - time.monotonic())
-            log(f"{child.name} (pid {pid}) {how}; restarting it in {pause_s:.2f} s")
-            for other in self.children:
-                if other.role != child.role:
-                    other.send({"op": "unlink", child.role: child.index})
-            self._tell_processes()
-        elif self.state is State.STARTING:
+        if self.state is State.STARTING:
             if not child.failure:
                 log(f"{child.name} (pid {pid}) {how} before the broker was ready")
             self._fail()
+            return
+        for other in self.children:
+            if other.role != child.role:
+                other.send({"op": "unlink", child.role: child.index})
+        if self.state is State.SERVING:
+            pause_s = max(0.0, child.restart_at - time.monotonic())
+            log(f"{child.name} (pid {pid}) {how}; restarting it in {pause_s:.2f} s")
+            self._tell_processes()
 
     def _tell_processes(self) -> None:
         rows: list[dict[str, Any]] = [{"role": "supervisor", "index": 0, "pid": os.getpid(), "restarts": 0}]

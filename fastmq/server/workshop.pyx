@@ -404,7 +404,10 @@ cdef class Workshop:
         self.held_size = 0
 
     cdef void send_outcomes(self) noexcept nogil:
-        """Send the outcomes that may leave: the log is as far as they are, and no ring is full, else they wait and grow together."""
+        """Send the outcomes that may leave: the log is as far as they are, and no ring is full, else they wait and grow together.
+
+        A log that answers PENDING needs a second list beside `outgoing`, for the outcomes of the batch in flight.
+        """
         cdef Parcel* before
         cdef Parcel* parcel
         cdef Port* port

@@ -1,0 +1,9 @@
+"""The table of libzmq's functions. What Python may touch of it: tests and tools; the front-end has its own loop."""
+import zmq
+
+VERSION_MIN: tuple[int, int]
+version: tuple[int, int, int]
+
+def check_version(found: tuple[int, ...], wanted: tuple[int, ...] = VERSION_MIN) -> None: ...
+def send_frames(socket: zmq.Socket[bytes], frames: list[bytes]) -> bool: ...
+def receive_frames(socket: zmq.Socket[bytes], timeout_ms: int = 0) -> tuple[list[bytes], int] | None: ...

@@ -1,0 +1,6 @@
+"""What every child of the supervisor does first."""
+from typing import Any
+
+from fastmq.server.control import Control
+
+def begin(role: str) -> tuple[Control, dict[str, Any]]: ...

@@ -1,0 +1,34 @@
+"""A worker without its process. What Python may touch of it: the worker's shell, tests and the simulation."""
+from collections.abc import Sequence
+from typing import Any
+
+from fastmq.model.shard import Shard
+from fastmq.model.topology_shard import TopologyShard
+from fastmq.net.ring import Link
+from fastmq.storage.log import Log
+
+class Workshop:
+    failed: bool
+    shards: list[Shard | None]
+    topology: TopologyShard | None
+    log: Log
+
+    def __init__(
+        self,
+        epoch: int,
+        shards: list[int],
+        settings: dict[str, Any],
+        *,
+        log: Log,
+        topology: bool = False,
+        frontends: Sequence[int] = (),
+        salt: bytes = b"",
+        **shard_options: int,
+    ) -> None: ...
+    def attach(self, frontend: int, link: Link) -> None: ...
+    def detach(self, frontend: int, now_ns: int) -> None: ...
+    def tick(self, now_ns: int) -> None: ...
+    def turn_once(self, now_ns: int, now_ms: int) -> bool: ...
+    def check(self) -> None: ...
+    @property
+    def waiting_bytes(self) -> int: ...
