@@ -1,0 +1,61 @@
+# What a front-end has to send: frames of sessions, in order, and frames that belong to no session.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmq.server.session cimport CODES, CodeText, Frame, Session, SessionList
+from fastmq.wire.buffer cimport Buffer
+from fastmq.wire.idmap cimport IdMap
+
+
+cdef struct Source:                     # where a request came from, and what its header begins with
+    int fd
+    uint32_t accept_count
+    const uint8_t* rid
+    uint32_t rid_size
+    uint64_t sid
+    uint64_t proof
+    uint64_t incarnation
+    uint32_t verb
+    bint has_session                    # 16 bytes; HELLO may have none
+    bint readable                       # the header begins as it should
+
+
+cdef class Outbox:
+    cdef readonly uint64_t now_ns
+    cdef readonly bint closing          # nothing new is taken
+    cdef readonly bint out_of_memory    # something was lost for want of memory: this process is of no more use
+    cdef list _codes_kept               # the bytes that `codes` points to
+    cdef CodeText[CODES] codes
+    cdef IdMap by_sid                   # sid -> Session*
+    cdef SessionList ready              # sessions that have something to send
+    cdef SessionList slow               # sessions whose clients take no more for now
+    cdef Session* later                 # sessions with decided ranges that wait for the gaps between them to close
+    cdef Frame* strays                  # frames that belong to no session, oldest first
+    cdef Frame* strays_last
+    cdef uint32_t strays_count
+    # counters
+    cdef readonly uint64_t too_slow     # sessions ended because their clients did not read
+    cdef readonly uint64_t unreachable  # sessions ended because their connection was gone
+    cdef readonly uint64_t strays_dropped
+
+    cdef Session* find(self, uint64_t sid) noexcept nogil
+    # for whoever sends
+    cdef Session* next_ready(self) noexcept nogil
+    cdef void hold(self, Session* s) noexcept nogil
+    cdef void retry_slow(self) noexcept nogil
+    cdef bint someone_waits(self) noexcept nogil
+    cdef void lost_route(self, Session* s) noexcept nogil
+    cdef Frame* next_stray(self) noexcept nogil
+    # for whoever has something to say
+    cdef void list_ready(self, Session* s) noexcept nogil
+    cdef void add_frame(self, Session* s, Buffer* header, Buffer* records) noexcept nogil
+    cdef void error_head(self, Session* s, const Source* source, uint32_t code, uint64_t incarnation, Buffer* header) noexcept nogil
+    cdef void add_error(self, Session* s, const Source* source, Buffer* header) noexcept nogil
+    cdef void add_stray(self, const Source* source, Buffer* header) noexcept nogil
+    cdef void answer_code(self, Session* s, const Source* source, uint32_t code, uint64_t incarnation) noexcept nogil
+    cdef void refuse(self, Session* s, const Source* source, int code, str text)
+    cdef void say(self, Session* s, int verb, int fields, bytes packed)
+    # private
+    cdef void free_if_ended(self, Session* s) noexcept nogil
+    cdef void flush_outcomes(self, Session* s) noexcept nogil
+    cdef void lose(self, Session* s) noexcept with gil
+    cdef void vanish(self, Session* s)

@@ -1,0 +1,314 @@
+"""What a front-end has to send: frames of sessions, in order, and frames that belong to no session.
+
+Owns: the sessions' memory and the lists in which they wait for their turn. Rules: what a client does not take waits for it alone, holds up
+nobody else, and is bounded: past REPLIES_WAITING_MAX frames that are not deliveries the session ends; outcomes are told at most once a turn;
+an answer to a request that belongs to no session goes to the connection it came from. Runs in front-ends.
+"""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport malloc
+from libc.string cimport memcpy
+
+import msgpack
+
+from fastmq.server.session cimport (
+    REPLIES_WAITING_MAX, frame_free, frame_make, list_add, list_take, session_append, session_confirm, session_drop_first,
+    session_finish_delivery, session_free, session_header, write_run,
+)
+from fastmq.wire.buffer cimport buffer_add, buffer_free, buffer_init
+from fastmq.wire.idmap cimport idmap_free, idmap_get
+from fastmq.wire.link cimport LinkDeliver, LinkRun
+from fastmq.wire.msgpack cimport mp_array, mp_bin, mp_nil, mp_str, mp_uint
+from fastmq.wire.verbs cimport CANCELLED, ERROR, REPLY
+
+from fastmq.errors import CODE_OF_NUMBER, TEXT_OF_NUMBER
+
+
+cdef enum:
+    STRAYS_MAX = 4096                   # frames without a session that may wait in one turn
+    TEXT_SIZE_MAX = 1024                # bytes of an error's sentence
+
+
+cdef inline size_t padded(size_t size) noexcept nogil:
+    return (size + 7) & ~<size_t> 7
+
+
+cdef bytes short_text(str text):
+    """The sentence of an error, cut where it would be long, packed."""
+    raw = text.encode("utf-8", "replace")
+    return msgpack.packb(text if len(raw) <= TEXT_SIZE_MAX else raw[:TEXT_SIZE_MAX].decode("utf-8", "ignore") + "...")
+
+
+cdef class Outbox:
+    """Frames of sessions on their way out. `Sessions` is one."""
+
+    def __cinit__(self, *args, **kwargs):
+        cdef int number
+        cdef bytes code, text
+        self._codes_kept = []
+        for number in CODE_OF_NUMBER:
+            code = CODE_OF_NUMBER[number].encode()
+            text = TEXT_OF_NUMBER[number].encode()
+            self._codes_kept += [code, text]
+            self.codes[number].code = code
+            self.codes[number].code_size = len(code)
+            self.codes[number].text = text
+            self.codes[number].text_size = len(text)
+
+    def __dealloc__(self):
+        cdef size_t i
+        cdef Frame* f
+        self.retry_slow()
+        while self.next_ready() != NULL:        # frees those that have ended
+            pass
+        if self.by_sid.entries != NULL:
+            for i in range(self.by_sid.mask + 1):
+                if self.by_sid.entries[i].key:
+                    session_free(<Session*> <size_t> self.by_sid.entries[i].value)
+        idmap_free(&self.by_sid)
+        f = self.next_stray()
+        while f != NULL:
+            frame_free(f)
+            f = self.next_stray()
+
+    cdef Session* find(self, uint64_t sid) noexcept nogil:
+        """The session of this public half, or NULL."""
+        return <Session*> <size_t> idmap_get(&self.by_sid, sid, 0) if sid else NULL
+
+    # ---- what is sent
+
+    cdef void list_ready(self, Session* s) noexcept nogil:
+        if not s.listed and not s.waiting:
+            s.listed = True
+            list_add(&self.ready, s)
+
+    cdef void free_if_ended(self, Session* s) noexcept nogil:
+        if s.ended and not s.listed and not s.waiting and not s.later:
+            session_free(s)
+
+    cdef Session* next_ready(self) noexcept nogil:
+        """A session that has frames to be sent, taken off the list; NULL when there is none. What the client does not take: `hold`."""
+        cdef Session* s = list_take(&self.ready)
+        while s != NULL:
+            s.listed = False
+            if not s.ended and s.fd >= 0:
+                if not session_finish_delivery(s):
+                    self.out_of_memory = True
+                if s.account.due and not session_confirm(s, self.codes, self.now_ns, self.closing):
+                    self.out_of_memory = True
+                if s.account.due and not s.later:
+                    s.later = True
+                    s.next_later = self.later
+                    self.later = s
+                if s.first != NULL:
+                    return s
+            self.free_if_ended(s)
+            s = list_take(&self.ready)
+        return NULL
+
+    cdef void hold(self, Session* s) noexcept nogil:
+        """A session from `next_ready` whose client takes no more for now."""
+        if not s.waiting:
+            s.waiting = True
+            list_add(&self.slow, s)
+
+    cdef void retry_slow(self) noexcept nogil:
+        """Try again to send to those who took no more, and tell what was to be told a little later."""
+        cdef Session* s = list_take(&self.slow)
+        cdef Session* after
+        while s != NULL:
+            s.waiting = False
+            self.list_ready(s)
+            s = list_take(&self.slow)
+        s = self.later
+        self.later = NULL
+        while s != NULL:
+            after = s.next_later
+            s.later = False
+            self.list_ready(s)
+            s = after
+
+    cdef void lost_route(self, Session* s) noexcept nogil:
+        """libzmq says that the session's connection is gone."""
+        self.unreachable += 1
+        self.lose(s)
+
+    cdef bint someone_waits(self) noexcept nogil:
+        """Whether `retry_slow` has something to do."""
+        return self.slow.first != NULL or self.later != NULL
+
+    cdef void lose(self, Session* s) noexcept with gil:
+        self.vanish(s)
+
+    cdef void vanish(self, Session* s):
+        """End what a session does on its connection, which is gone or is not to be served; `Sessions` does it."""
+
+    cdef Frame* next_stray(self) noexcept nogil:
+        """A frame that belongs to no session, the caller's from now on; NULL when there is none."""
+        cdef Frame* f = self.strays
+        if f != NULL:
+            self.strays = f.next
+            self.strays_count -= 1
+        return f
+
+    cdef void add_frame(self, Session* s, Buffer* header, Buffer* records) noexcept nogil:
+        """Queue a frame behind everything that waits for the session, and take what the buffers hold."""
+        cdef Frame* f = frame_make(header, records) if s.fd >= 0 and session_finish_delivery(s) else NULL
+        if f == NULL:
+            self.out_of_memory = self.out_of_memory or s.fd >= 0
+            buffer_free(header)
+            if records != NULL:
+                buffer_free(records)
+            return
+        session_append(s, f)
+        self.list_ready(s)
+        if s.replies > REPLIES_WAITING_MAX:
+            self.too_slow += 1
+            self.lose(s)
+
+    cdef void add_stray(self, const Source* source, Buffer* header) noexcept nogil:
+        cdef Frame* f = frame_make(header, NULL) if self.strays_count < STRAYS_MAX else NULL
+        if f == NULL:
+            self.strays_dropped += 1
+            buffer_free(header)
+            return
+        f.rid = <uint8_t*> malloc(source.rid_size + 1)
+        if f.rid == NULL:
+            frame_free(f)
+            return
+        memcpy(f.rid, source.rid, source.rid_size)
+        f.rid_size = source.rid_size
+        if self.strays == NULL:
+            self.strays = f
+        else:
+            self.strays_last.next = f
+        self.strays_last = f
+        self.strays_count += 1
+
+    cdef void error_head(
+        self, Session* s, const Source* source, uint32_t code, uint64_t incarnation, Buffer* header
+    ) noexcept nogil:
+        """[ERROR, public half, incarnation, nil, code, and the text is still to come."""
+        cdef uint8_t[8] public
+        cdef int i
+        for i in range(8):
+            public[i] = <uint8_t> (source.sid >> (56 - 8 * i))
+        buffer_init(header)
+        mp_array(header, 6)
+        mp_uint(header, ERROR)
+        mp_bin(header, public, 8 if source.readable and source.has_session else 0)
+        mp_uint(header, incarnation if source.readable else 0)
+        mp_nil(header)
+        mp_str(header, self.codes[code].code, self.codes[code].code_size)
+
+    cdef void add_error(self, Session* s, const Source* source, Buffer* header) noexcept nogil:
+        """Send it to whom sent the request in hand: in order with the session's frames, if it is the session's connection."""
+        if s != NULL and s.fd == source.fd and s.accept_count == source.accept_count:
+            self.add_frame(s, header, NULL)
+        else:
+            self.add_stray(source, header)
+
+    cdef void answer_code(self, Session* s, const Source* source, uint32_t code, uint64_t incarnation) noexcept nogil:
+        """ERROR with the general text of a code, for no certain request; `s` NULL: outside any session."""
+        cdef Buffer header
+        if s != NULL and s.waiting:
+            return                      # its client does not read, and what it missed by this it learns from the next answer
+        self.error_head(s, source, code, incarnation, &header)
+        mp_str(&header, self.codes[code].text, self.codes[code].text_size)
+        self.add_error(s, source, &header)
+
+    cdef void refuse(self, Session* s, const Source* source, int code, str text):
+        """As `answer_code`, with a sentence of its own."""
+        cdef Buffer header
+        cdef bytes sentence = short_text(text)
+        self.error_head(s, source, code, s.incarnation if s != NULL else source.incarnation, &header)
+        buffer_add(&header, <const char*> sentence, len(sentence))
+        self.add_error(s, source, &header)
+
+    cdef void say(self, Session* s, int verb, int fields, bytes packed):
+        """A frame [verb, public half, incarnation, and these fields, packed one behind the other]."""
+        cdef Buffer header
+        buffer_init(&header)
+        session_header(s, &header, verb, fields)
+        buffer_add(&header, <const char*> packed, len(packed))
+        self.add_frame(s, &header, NULL)
+
+    cdef void flush_outcomes(self, Session* s) noexcept nogil:
+        """Tell all that is decided, before the account is voided or the session ends."""
+        if s.account.due and s.fd >= 0:
+            if not session_finish_delivery(s) or not session_confirm(s, self.codes, self.now_ns, True):
+                self.out_of_memory = True
+            self.list_ready(s)
+
+    # ---- answers to requests, from Python (server/requests.py). `hello`: the session's when it asked; after another HELLO nobody waits
+
+    def answer(self, sid: int, hello: int, request: int, result) -> None:
+        """REPLY."""
+        cdef Session* s = self.find(sid)
+        if s != NULL and s.hello == hello:
+            self.say(s, REPLY, 2, msgpack.packb(request) + msgpack.packb(result))
+
+    def answer_message(self, sid: int, hello: int, request: int, bytes payload) -> None:
+        """REPLY to a GET: `payload` is what stands behind LinkReply: LinkDeliver with one run, or none."""
+        cdef Session* s = self.find(sid)
+        cdef const LinkDeliver* head = <const LinkDeliver*> <const char*> payload
+        cdef const LinkRun* run = <const LinkRun*> (head + 1)
+        cdef const uint8_t* names
+        cdef Buffer header, records
+        if s == NULL or s.hello != hello:
+            return
+        if <size_t> len(payload) < sizeof(LinkDeliver) or head.runs == 0:
+            self.say(s, REPLY, 2, msgpack.packb(request) + b"\xc0")
+            return
+        names = <const uint8_t*> (run + 1)
+        buffer_init(&header)
+        buffer_init(&records)
+        session_header(s, &header, REPLY, 2)
+        mp_uint(&header, request)
+        write_run(&header, run, names + run.exchange_offset)
+        buffer_add(&records, names + padded(head.names_size), head.records_size)
+        self.add_frame(s, &header, &records)
+
+    def answer_error(self, sid: int, hello: int, request: int, code: str, text: str) -> None:
+        """ERROR for a request."""
+        cdef Session* s = self.find(sid)
+        if s != NULL and s.hello == hello:
+            self.say(s, ERROR, 3, msgpack.packb(request) + msgpack.packb(code) + short_text(text))
+
+    def tell_cancelled(self, sid: int, consumer: int, code: str, text: str) -> None:
+        """CANCELLED: a consumer has ended, not by its client's wish."""
+        cdef Session* s = self.find(sid)
+        if s != NULL:
+            self.say(s, CANCELLED, 3, msgpack.packb(consumer) + msgpack.packb(code) + short_text(text))
+
+    # ---- for tests and the simulation
+
+    def take_frames(self, refuse=()) -> list[tuple[bytes, bytes, bytes | None]]:
+        """(routing id, header, records or None) of all frames; those for a routing id in `refuse` wait, as if its client did not read."""
+        cdef Session* s
+        cdef Frame* f
+        found = []
+        self.retry_slow()
+        s = self.next_ready()
+        while s != NULL:
+            rid = (<const char*> s.rid)[:s.rid_size]
+            if rid in refuse:
+                self.hold(s)
+            else:
+                while s.first != NULL:
+                    found.append((rid, _header_of(s.first), _records_of(s.first)))
+                    session_drop_first(s)
+            s = self.next_ready()
+        f = self.next_stray()
+        while f != NULL:
+            found.append(((<const char*> f.rid)[:f.rid_size], _header_of(f), None))
+            frame_free(f)
+            f = self.next_stray()
+        return found
+
+
+cdef bytes _header_of(Frame* f):
+    return (<const char*> f.header)[:f.header_size]
+
+
+cdef object _records_of(Frame* f):
+    return (<const char*> f.records)[:f.records_size] if f.records != NULL else None

@@ -1,0 +1,668 @@
+"""The protocol core of a front-end, without I/O: requests of clients and messages of workers in, frames and link messages out.
+
+Owns: the sessions, what waits to be sent to their clients, and (through its parts) routes, requests and the view of the topology. Rules: no
+client byte can make it fail; every refusal has a code; a session belongs to the connection of its last HELLO; PUBLISH, SETTLE, outcomes and
+deliveries make no Python object; everything that grows has a bound. The re-send rule is that of docs/protocol.md. Runs in front-ends.
+
+A turn of whoever drives it (server/frontend.pyx; tests and the simulation from Python):
+
+    tick(now) ... receive(...) for each request, pump() or from_worker(...) for each link message ... take_output()
+"""
+import hashlib
+import hmac
+import logging
+import os
+
+cimport cython
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc
+from libc.string cimport memcpy
+
+import msgpack
+
+from fastmq.net.ring cimport Link
+from fastmq.server.accounts cimport (
+    account_advance, account_answer, account_init, account_open, account_trim, account_void,
+)
+from fastmq.server.publishing cimport (
+    PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
+    PublishRequest,
+)
+from fastmq.server.session cimport session_deliver, session_drop_frames
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free
+from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_put, idmap_remove
+from fastmq.wire.limits cimport BATCH_COUNT_MAX, HEADER_SIZE_MAX, NAME_SIZE_MAX, PROTOCOL_VERSION, SETTLE_RANGES_MAX
+from fastmq.wire.link cimport (
+    L_DELIVER, L_OUTCOME, L_SESSION_END, L_SETTLE, LinkDeliver, LinkHead, LinkOutcome, LinkRange, LinkRefusal, LinkRun,
+    LinkSessionEnd, LinkSettle, LinkSettleException,
+)
+from fastmq.wire.msgpack cimport (
+    Reader, mp_read_array, mp_read_bin, mp_read_str, mp_read_u32, mp_read_uint, reader_init,
+)
+from fastmq.wire.verbs cimport (
+    BAD_INCARNATION, BAD_REQUEST, BYE, CLOSING, CLOSING_DOWN, HELLO, INTERNAL, LIMIT, NACK, NO_SESSION, PUBLISH, RELEASE, RESEND,
+    SETTLE, STALE, TOO_LARGE, WELCOME,
+)
+
+from fastmq.errors import NUMBER_OF_CODE, TEXT_OF_NUMBER, FastMQError, Refused
+from fastmq.server.requests import LIMITS, VHOSTS, Requests, read_hello, shape_of
+
+log = logging.getLogger(__name__)
+
+
+cdef enum:
+    INCARNATION_MAX = 0x7fffffff        # of a HELLO; RESENDs count on from there
+    TICK_NS = 100000000
+    SCRATCH_KEEP = 1048576
+
+
+cdef inline size_t padded(size_t size) noexcept nogil:
+    return (size + 7) & ~<size_t> 7
+
+
+@cython.final
+cdef class Sessions(Outbox):
+    """The sessions of one front-end.
+
+    `config`: config.Config. `epoch`: of this process. `key`: 16 bytes, makes the proofs. `map`: worker of shard 0, 1, ... `events_link`: to
+    the XPUB thread. `random(n)` gives n random bytes. Times are nanoseconds of any steady clock, given by `tick`.
+    """
+
+    def __init__(
+        self, config, *, uint64_t epoch, bytes key not None, int workers, list map not None, Link events_link=None, random=os.urandom,
+    ) -> None:
+        self.config = config
+        self.epoch = epoch
+        self._key = key
+        self._random = random
+        self._vanished = {}
+        self.events_endpoint = ""
+        self.workers = Workers(workers, map)
+        self.live = LivePatterns(epoch, config.patterns_max, events_link)
+        self.requests = Requests(self, config)
+        self.publishing = Publishing(self.workers, self.live, self.requests.view.resolve)
+
+    def __dealloc__(self):
+        idmap_free(&self.by_fd)
+        buffer_free(&self.settles)
+        buffer_free(&self.groups)
+
+    def __len__(self):
+        return self.by_sid.count
+
+    # ---- requests
+
+    cdef void receive_frames(
+        self, int fd, uint32_t accept_count, const uint8_t* rid, size_t rid_size, int frames, const uint8_t* header,
+        size_t header_size, const uint8_t* records, size_t records_size
+    ) noexcept nogil:
+        """One request, of `frames` frames behind the routing id; of more than two the rest is not looked at."""
+        cdef Source source
+        cdef Reader r
+        cdef int fields
+        self.received += 1
+        source.fd = fd
+        source.accept_count = accept_count
+        source.rid = rid
+        source.rid_size = <uint32_t> rid_size
+        reader_init(&r, header, header_size if header_size <= HEADER_SIZE_MAX and frames > 0 else 0)
+        fields = self.read_head(&r, &source)
+        if fields < 0 or frames < 1 or frames > 2:
+            self.refuse_frames(NULL, &source, frames, header_size)
+        elif source.verb == HELLO and frames == 1:
+            self.cold_hello(&source, header, header_size)
+        elif source.verb == HELLO:
+            self.refuse_frames(NULL, &source, frames, 0)
+        else:
+            self.judge(&source, &r, fields, frames, header, header_size, records, records_size)
+
+    cdef int read_head(self, Reader* r, Source* source) noexcept nogil:
+        """Read [verb, session id, incarnation; how many fields follow, or -1 when it is not that."""
+        cdef uint32_t count = mp_read_array(r), size = 0
+        cdef uint64_t verb = mp_read_uint(r)
+        cdef const uint8_t* id
+        cdef int i
+        source.verb = <uint32_t> min(verb, <uint64_t> 0xffffffff)
+        source.sid = 0
+        source.proof = 0
+        source.has_session = False
+        source.readable = False
+        id = mp_read_bin(r, &size)
+        source.incarnation = mp_read_uint(r)
+        if r.error or count < 3 or (size != 16 and (size != 0 or verb != HELLO)):
+            return -1
+        source.readable = True
+        if size == 16:
+            source.has_session = True
+            for i in range(8):
+                source.sid = source.sid << 8 | id[i]
+                source.proof = source.proof << 8 | id[8 + i]
+        return <int> count - 3
+
+    cdef void judge(
+        self, const Source* source, Reader* r, int fields, int frames, const uint8_t* header, size_t header_size,
+        const uint8_t* records, size_t records_size
+    ) noexcept nogil:
+        """Whether a request belongs to a session as it is now; then it is done."""
+        cdef Session* s = self.find(source.sid)
+        if s == NULL or s.proof != source.proof:
+            self.no_session += 1
+            self.answer_code(NULL, source, NO_SESSION, source.incarnation)
+        elif source.incarnation < s.hello:
+            self.stale += 1
+            self.answer_code(s, source, STALE, s.incarnation)
+        elif s.fd != source.fd or s.accept_count != source.accept_count:
+            self.no_session += 1
+            self.answer_code(NULL, source, NO_SESSION, source.incarnation)
+        elif source.incarnation > s.incarnation:
+            self.bad_incarnation += 1
+            self.answer_code(s, source, BAD_INCARNATION, s.incarnation)
+        elif source.verb == PUBLISH:
+            self.publish(s, source, r, fields, frames, records, records_size)
+        elif frames != 1:
+            self.refuse_frames(s, source, frames, 0)
+        elif source.verb == SETTLE:
+            self.settle(s, source, r, fields)
+        else:
+            self.cold(s, source, header, header_size)
+
+    cdef void publish(
+        self, Session* s, const Source* source, Reader* r, int fields, int frames, const uint8_t* records, size_t records_size
+    ) noexcept nogil:
+        """[..., floor, first_seq, count, exchange, flags] and records."""
+        cdef PublishRequest p
+        cdef int result
+        if source.incarnation < s.incarnation:
+            self.stale += 1
+            self.answer_code(s, source, STALE, s.incarnation)
+            return
+        if self.closing:                # it stays open, for the broker that comes after this one
+            if not s.told_closing:
+                s.told_closing = True
+                self.answer_code(s, source, CLOSING_DOWN, s.incarnation)
+            return
+        p.floor = mp_read_uint(r)
+        p.first_seq = mp_read_uint(r)
+        p.count = mp_read_uint(r)
+        p.exchange = mp_read_str(r, &p.exchange_size)
+        p.flags = mp_read_u32(r)
+        if r.error or r.at != r.end or fields != 5:
+            self.refuse_publish(s, source, -1)
+            return
+        if frames != 2:
+            self.refuse_frames(s, source, frames, 0)
+            return
+        result = self.publishing.publish(s, &p, records, records_size)
+        if result != PUBLISH_DONE:
+            self.refuse_publish(s, source, result)
+        elif s.account.due:
+            self.list_ready(s)
+
+    cdef void settle(self, Session* s, const Source* source, Reader* r, int fields) noexcept nogil:
+        """[..., [[shard, epoch, up_to, [[first, last]...], [[first, last, action]...]]...]]; all of it is read before any of it is done."""
+        cdef uint32_t count = mp_read_array(r), left = SETTLE_RANGES_MAX, i
+        cdef SettleGroup* group
+        buffer_clear(&self.settles)
+        buffer_clear(&self.groups)
+        for i in range(count):
+            if not self.read_settle_group(s, r, &left):
+                break
+        if r.error or r.at != r.end or fields != 1 or left == 0:
+            self.refuse_settle(s, source, left == 0)
+            return
+        if self.settles.failed or self.groups.failed:
+            self.out_of_memory = True
+            return
+        group = <SettleGroup*> self.groups.data
+        for i in range(self.groups.size // sizeof(SettleGroup)):
+            if not self.workers.add(
+                self.workers.of_shard[group[i].shard], L_SETTLE, group[i].shard, self.settles.data + group[i].start, group[i].size
+            ):
+                self.settles_dropped += 1
+        if self.settles.room > SCRATCH_KEEP:
+            buffer_free(&self.settles)
+            buffer_free(&self.groups)
+
+    cdef bint read_settle_group(self, Session* s, Reader* r, uint32_t* left) noexcept nogil:
+        """Read one group; False when it is wrong, or when it leaves none of the ranges that one SETTLE may have."""
+        cdef SettleGroup group
+        cdef LinkSettle head
+        cdef LinkRange held
+        cdef LinkSettleException exception
+        cdef uint32_t shard, i
+        group.start = self.settles.size
+        if mp_read_array(r) != 5:
+            r.error = True
+        shard = mp_read_u32(r)
+        head.sid = s.sid
+        head.epoch = mp_read_uint(r)
+        head.up_to = mp_read_uint(r)
+        head.exceptions = 0
+        head.ranges = mp_read_array(r)
+        if r.error or shard >= <uint32_t> self.workers.shards or head.ranges + 1 >= left[0]:
+            r.error = r.error or shard >= <uint32_t> self.workers.shards
+            left[0] = left[0] if r.error else 0
+            return False
+        left[0] -= head.ranges + 1
+        group.shard = <uint16_t> shard
+        buffer_add(&self.settles, &head, sizeof(LinkSettle))
+        for i in range(head.ranges):
+            if mp_read_array(r) != 2:
+                r.error = True
+            held.first = mp_read_uint(r)
+            held.last = mp_read_uint(r)
+            if r.error or held.first > held.last:
+                r.error = True
+                return False
+            buffer_add(&self.settles, &held, sizeof(LinkRange))
+        head.exceptions = mp_read_array(r)
+        if r.error or head.exceptions >= left[0]:
+            left[0] = left[0] if r.error else 0
+            return False
+        left[0] -= head.exceptions
+        exception.padding = 0
+        for i in range(head.exceptions):
+            if mp_read_array(r) != 3:
+                r.error = True
+            exception.first = mp_read_uint(r)
+            exception.last = mp_read_uint(r)
+            exception.action = mp_read_u32(r)
+            if r.error or exception.first > exception.last or not NACK <= exception.action <= RELEASE:
+                r.error = True
+                return False
+            buffer_add(&self.settles, &exception, sizeof(LinkSettleException))
+        group.size = self.settles.size - group.start
+        if not self.settles.failed:
+            (<LinkSettle*> (self.settles.data + group.start)).exceptions = head.exceptions
+        buffer_add(&self.groups, &group, sizeof(SettleGroup))
+        return True
+
+    # ---- what workers say
+
+    cdef int pump(self, int worker, int messages_max) noexcept nogil:
+        """Read what a worker has sent, at most so many messages; how many it was."""
+        cdef LinkHead head
+        cdef const uint8_t* payload
+        cdef int count = 0
+        while count < messages_max and self.workers.links[worker] != NULL:
+            if not (<Link> self.workers.links[worker]).receive(&head, &payload):
+                break
+            self.from_link(worker, head.kind, head.shard, payload, head.size)
+            count += 1
+        if self.workers.links[worker] != NULL:
+            (<Link> self.workers.links[worker]).release()
+        return count
+
+    cdef void from_link(self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size) noexcept nogil:
+        if kind == L_DELIVER:
+            self.deliver(payload)
+        elif kind == L_OUTCOME:
+            self.outcome(worker, payload)
+        else:
+            self.cold_link(worker, kind, shard, payload, size)
+
+    cdef void outcome(self, int worker, const uint8_t* payload) noexcept nogil:
+        cdef const LinkOutcome* head = <const LinkOutcome*> payload
+        cdef const LinkRange* held = <const LinkRange*> (head + 1)
+        cdef const LinkRefusal* refused = <const LinkRefusal*> (held + head.ranges)
+        cdef Session* s = self.find(head.sid)
+        cdef uint32_t i
+        if s == NULL:
+            return
+        for i in range(head.ranges):
+            account_answer(&s.account, held[i].first, held[i].last, <uint32_t> 1 << worker, 0)
+        for i in range(head.refusals):
+            account_answer(&s.account, refused[i].first, refused[i].last, <uint32_t> 1 << worker, refused[i].code)
+        account_advance(&s.account)
+        if s.account.due:
+            self.list_ready(s)
+
+    cdef void deliver(self, const uint8_t* payload) noexcept nogil:
+        cdef const LinkDeliver* head = <const LinkDeliver*> payload
+        cdef const LinkRun* runs = <const LinkRun*> (head + 1)
+        cdef const uint8_t* names = <const uint8_t*> (runs + head.runs)
+        cdef Session* s = self.find(head.sid)
+        cdef uint32_t i
+        if s == NULL or s.fd < 0 or s.hello != head.hello:      # its shard has taken them back, or is about to
+            self.deliveries_dropped += head.runs
+            return
+        for i in range(head.runs):
+            self.delivered += runs[i].count
+        if not session_deliver(s, runs, head.runs, names, names + padded(head.names_size), head.records_size):
+            self.out_of_memory = True
+        self.list_ready(s)
+
+    cdef void cold_link(
+        self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size
+    ) noexcept with gil:
+        try:
+            self.requests.from_worker(worker, kind, shard, (<const char*> payload)[:size])
+        except Exception:
+            log.exception("message %d of worker %d", kind, worker)
+
+    # ---- what is refused, and what is not on the hot path
+
+    cdef void refuse_frames(self, Session* s, const Source* source, int frames, size_t header_size) noexcept with gil:
+        self.bad_requests += 1
+        if header_size > HEADER_SIZE_MAX:
+            self.refuse(s, source, TOO_LARGE, f"the header has {header_size} bytes; {int(HEADER_SIZE_MAX)} are allowed")
+        elif frames == 1 and source.verb != PUBLISH:
+            self.refuse(s, source, BAD_REQUEST,
+                        "the header is not a msgpack array [verb, session id (bin of 16 bytes), incarnation, fields...]")
+        elif source.verb == PUBLISH:
+            self.refuse(s, source, BAD_REQUEST, f"PUBLISH has two frames, header and records, not {frames}")
+        else:
+            self.refuse(s, source, BAD_REQUEST, f"the request has {frames} frames; only PUBLISH has a second one, and none a third")
+
+    cdef void refuse_publish(self, Session* s, const Source* source, int result) noexcept with gil:
+        self.bad_requests += 1
+        if result == PUBLISH_BAD_SEQUENCE:
+            text = (f"the sequence is impossible: within an incarnation sequences rise (the last one was {s.account.last_seq}), "
+                    f"and none is below its floor, which is at least 1")
+        elif result == PUBLISH_BAD_COUNT:
+            text = f"a PUBLISH holds 1 to {int(BATCH_COUNT_MAX)} records"
+        elif result == PUBLISH_BAD_FLAGS:
+            text = "PUBLISH's flags: 1 is mandatory, the others are not known"
+        elif result == PUBLISH_BAD_EXCHANGE:
+            text = f"the exchange's name is not UTF-8 without NUL of at most {int(NAME_SIZE_MAX)} bytes"
+        elif result == PUBLISH_NO_MEMORY:
+            self.refuse(s, source, LIMIT, "the front-end has no memory for this PUBLISH; nothing of it was taken")
+            return
+        else:
+            text = f"PUBLISH is {shape_of(PUBLISH)}"
+        self.refuse(s, source, BAD_REQUEST, text)
+
+    cdef void refuse_settle(self, Session* s, const Source* source, bint too_large) noexcept with gil:
+        self.bad_requests += 1
+        if too_large:
+            self.refuse(s, source, TOO_LARGE, f"a SETTLE holds at most {int(SETTLE_RANGES_MAX)} groups, ranges and exceptions")
+        else:
+            self.refuse(s, source, BAD_REQUEST, f"SETTLE is {shape_of(SETTLE)}, with each first not above its last, actions 1 to 3 and "
+                                                f"shards below {self.workers.shards}; nothing was settled")
+
+    cdef void cold(self, Session* s, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil:
+        """A request that is not on the hot path. The session may be gone afterwards."""
+        try:
+            request = self.requests.read(source.verb, (<const char*> header)[:header_size])
+            if source.verb == BYE:
+                self.requests.session_ended(s.sid, forget=True)
+                self.end_at_workers(s, True)
+                self.forget(s)
+            else:
+                self.requests.ask(s.sid, s.hello, source.verb, request)
+        except FastMQError as error:
+            self.bad_requests += 1
+            self.refuse(s, source, NUMBER_OF_CODE[error.code], str(error))
+        except Exception:
+            log.exception("request of verb %d", source.verb)
+            self.refuse(s, source, INTERNAL, TEXT_OF_NUMBER[INTERNAL])
+
+    # ---- the life of a session
+
+    cdef void cold_hello(self, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil:
+        try:
+            self.hello(source, (<const char*> header)[:header_size])
+        except FastMQError as error:
+            self.bad_requests += error.code == "bad-request"
+            self.refuse(NULL, source, NUMBER_OF_CODE[error.code], str(error))
+        except Exception:
+            log.exception("HELLO")
+            self.refuse(NULL, source, INTERNAL, TEXT_OF_NUMBER[INTERNAL])
+
+    cdef void hello(self, const Source* source, bytes header) except *:
+        """Begin a session, or begin it again on this connection. Raises FastMQError when that is refused; nothing is changed then."""
+        cdef Session* s
+        cdef uint64_t sid
+        version, vhost, name = read_hello(header)
+        if version != PROTOCOL_VERSION:
+            raise Refused(f"this broker speaks version {int(PROTOCOL_VERSION)} of the protocol, not {version}", "version")
+        if self.closing:
+            raise Refused("the broker is stopping; connect again when it is back", "closing-down")
+        if source.fd < 0:
+            raise Refused("libzmq does not tell which connection this is", "internal")
+        if vhost not in VHOSTS:
+            raise Refused(f"there is no virtual host {vhost!r}", "no-vhost")
+        if not source.has_session:
+            if source.incarnation != 0:
+                raise Refused("a HELLO without a session id has incarnation 0", "bad-request")
+            sid = self.new_sid()
+            s = self.open_session(sid, self.proof_of(sid))
+            self.accept(s, source, 1, name)
+            return
+        s = self.find(source.sid)
+        proof = self.proof_of(source.sid) if s == NULL else s.proof
+        if not hmac.compare_digest((<object> proof).to_bytes(8), (<object> source.proof).to_bytes(8)) or source.sid == 0:
+            self.no_session += 1
+            raise Refused("this broker does not know the session: begin a new one, with an empty session id and incarnation 0", "no-session")
+        if s != NULL and source.incarnation <= s.incarnation:
+            self.stale += 1
+            self.answer_code(NULL, source, STALE, s.incarnation)
+            return
+        if not 0 < source.incarnation <= INCARNATION_MAX:
+            self.bad_incarnation += 1
+            raise Refused(f"incarnation {source.incarnation}: a HELLO has one from 1 to {int(INCARNATION_MAX)}", "bad-incarnation")
+        if s == NULL:
+            s = self.open_session(source.sid, source.proof)
+        self.accept(s, source, <uint32_t> source.incarnation, name)
+
+    def new_sid(self) -> int:
+        """A session id's public half that is not in use."""
+        while True:
+            sid = int.from_bytes(self._random(8))
+            if sid and self.find(sid) == NULL:
+                return sid
+
+    def proof_of(self, sid: int) -> int:
+        """The other half of the session id."""
+        return int.from_bytes(hashlib.blake2b(sid.to_bytes(8), key=self._key, digest_size=8).digest())
+
+    cdef Session* open_session(self, uint64_t sid, uint64_t proof) except NULL:
+        """A session without a connection. Where there are as many as allowed, one that lost its connection long ago and owns nothing goes."""
+        cdef Session* s
+        if self.by_sid.count >= <size_t> self.config.sessions_max:
+            for old in self._vanished:
+                if not self.requests.owns_queues(old):
+                    self.forget(self.find(old))
+                    break
+            else:
+                raise Refused(f"there are {self.by_sid.count} sessions, as many as sessions_max allows", "limit")
+        s = <Session*> calloc(1, sizeof(Session))
+        if s == NULL or not idmap_put(&self.by_sid, sid, <uint64_t> <size_t> s):
+            raise MemoryError
+        s.sid = sid
+        s.proof = proof
+        s.fd = -1
+        account_init(&s.account, self.config.publish_window_messages, self.config.publish_window_bytes)
+        return s
+
+    cdef void accept(self, Session* s, const Source* source, uint32_t incarnation, str name) except *:
+        """A HELLO is accepted: what the session did before it ends, and it lives on this connection now."""
+        cdef Session* other = <Session*> <size_t> idmap_get(&self.by_fd, source.fd + 1, 0)
+        if other != NULL and other != s:
+            self.vanish(other)
+        if s.hello:
+            self.requests.session_ended(s.sid, forget=False)
+            self.end_at_workers(s, False)
+        self.leave_connection(s)
+        self._vanished.pop(s.sid, None)
+        if not idmap_put(&self.by_fd, source.fd + 1, <uint64_t> <size_t> s):
+            raise MemoryError
+        s.fd = source.fd
+        s.accept_count = source.accept_count
+        s.rid_size = source.rid_size
+        memcpy(s.rid, source.rid, source.rid_size)
+        s.hello = incarnation
+        s.incarnation = incarnation
+        s.told_closing = False
+        self.requests.session_began(s.sid, incarnation, name)
+        packb = msgpack.packb
+        self.say(s, WELCOME, 6, b"".join((
+            packb(s.sid.to_bytes(8) + s.proof.to_bytes(8)), packb(int(PROTOCOL_VERSION)),
+            packb(LIMITS),
+            packb(s.account.told), packb(s.account.told_bytes), packb(self.events_endpoint))))
+
+    cdef void leave_connection(self, Session* s) noexcept nogil:
+        """The session has no connection; what waits to be sent and what is open is forgotten."""
+        if s.fd >= 0:
+            idmap_remove(&self.by_fd, s.fd + 1)
+            s.fd = -1
+        session_drop_frames(s)
+        account_void(&s.account)
+        account_trim(&s.account)
+        s.told_up_to = 0
+        s.ranges_since_ns = 0
+
+    cdef void end_at_workers(self, Session* s, bint forget) noexcept nogil:
+        """Its consumers and outstanding messages end at every worker; with `forget` what they remember of the publisher too."""
+        cdef LinkSessionEnd end
+        cdef int worker
+        end.sid = s.sid
+        end.forget = forget
+        end.padding = 0
+        for worker in range(self.workers.count):
+            self.workers.add(worker, L_SESSION_END, 0, &end, sizeof(LinkSessionEnd))
+
+    cdef void vanish(self, Session* s):
+        """The connection is gone, or not to be served any more: what the session did ends; it is kept for `resume_s`."""
+        if s.fd < 0:
+            return
+        self.leave_connection(s)
+        self.end_at_workers(s, False)
+        s.vanished_ns = self.now_ns
+        self._vanished[s.sid] = None
+        try:
+            self.requests.session_ended(s.sid, forget=False)
+        except Exception:
+            log.exception("the end of a session's connection")
+
+    cdef void forget(self, Session* s) noexcept nogil:
+        """Nothing is left of the session here."""
+        self.leave_connection(s)
+        idmap_remove(&self.by_sid, s.sid)
+        with gil:
+            self._vanished.pop(s.sid, None)
+        s.ended = True
+        self.free_if_ended(s)
+
+    # ---- from Python: the loop, tests, the simulation
+
+    def receive(
+        self, int fd, uint32_t accept_count, bytes routing_id not None, bytes header not None, bytes records=None, int frames=0,
+    ) -> None:
+        """One request: its connection, the routing id, and the frames behind it (`frames`: their number, where it is another)."""
+        cdef const uint8_t* data = <const uint8_t*> <const char*> records if records is not None else NULL
+        if not frames:
+            frames = 2 if records is not None else 1
+        self.receive_frames(
+            fd, accept_count, <const uint8_t*> <const char*> routing_id, len(routing_id), frames,
+            <const uint8_t*> <const char*> header, len(header), data, 0 if records is None else len(records))
+
+    def from_worker(self, int worker, int kind, int shard, bytes payload not None) -> None:
+        """One message of a worker, instead of `pump`."""
+        self.from_link(worker, kind, shard, <const uint8_t*> <const char*> payload, len(payload))
+
+    def pump_all(self) -> int:
+        """Read all that the workers have sent; how many messages it was."""
+        return sum([self.pump(worker, 0x7fffffff) for worker in range(self.workers.count)])
+
+    def take_output(self, refuse=()) -> list[tuple[bytes, bytes, bytes | None]]:
+        """End a turn: link messages leave, and what is to be sent to clients is returned: [(routing id, header, records or None)...].
+
+        Frames for a routing id in `refuse` wait, as if that client did not read.
+        """
+        found = self.take_frames(refuse)
+        self.workers.flush()
+        return found
+
+    def attach(self, int worker, Link link not None) -> None:
+        """A worker is there, new or for the first time: it gets its shards and consumers, and every session has to send again."""
+        self.workers.attach(worker, link)
+        self.requests.worker_attached(worker)
+
+    def detach(self, int worker) -> None:
+        """A worker is gone. Its open requests are answered; what is published to it stays open until it is attached again."""
+        self.workers.detach(worker)
+        self.requests.worker_lost(worker)
+
+    def connection_lost(self, int fd, uint32_t accept_count) -> None:
+        """A connection has ended, and everything that came over it was received."""
+        cdef Session* s = <Session*> <size_t> idmap_get(&self.by_fd, fd + 1, 0)
+        if s != NULL and s.accept_count == accept_count:
+            self.vanish(s)
+
+    def drop_routes(self) -> None:
+        """The topology or the set of live patterns has changed."""
+        self.publishing.routes.drop()
+
+    def resend_all(self) -> None:
+        """RESEND to every session: its open publishes may be lost, its account is void."""
+        cdef size_t i
+        cdef Session* s
+        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+            s = <Session*> <size_t> self.by_sid.entries[i].value
+            if self.by_sid.entries[i].key == 0 or s.fd < 0:
+                continue
+            self.flush_outcomes(s)
+            s.incarnation += 1
+            account_void(&s.account)
+            self.say(s, RESEND, 2, msgpack.packb(s.account.told) + msgpack.packb(s.account.told_bytes))
+
+    def tick(self, uint64_t now_ns) -> None:
+        """The time. A turn begins with it."""
+        cdef size_t i
+        cdef Session* s
+        self.now_ns = now_ns
+        if now_ns < self.tick_at_ns:
+            return
+        self.tick_at_ns = now_ns + TICK_NS
+        cdef uint64_t resume_ns = int(self.config.resume_s * 1e9)
+        for sid in list(self._vanished):
+            s = self.find(sid)
+            if s.vanished_ns + resume_ns > now_ns:
+                break
+            self.forget(s)
+        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+            if self.by_sid.entries[i].key:
+                account_trim(&(<Session*> <size_t> self.by_sid.entries[i].value).account)
+        self.requests.tick(now_ns)
+
+    def drain(self) -> None:
+        """Take nothing new from now on: no HELLO, no publish, no request but those that end something."""
+        self.closing = True
+
+    def is_drained(self) -> bool:
+        """Whether everything that was taken has been answered."""
+        cdef size_t i
+        if self.requests.pending:
+            return False
+        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+            if self.by_sid.entries[i].key and account_open(&(<Session*> <size_t> self.by_sid.entries[i].value).account):
+                return False
+        return True
+
+    def close_sessions(self) -> None:
+        """Tell every client what its publishes have come to, and that this broker is stopping."""
+        cdef size_t i
+        cdef Session* s
+        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+            s = <Session*> <size_t> self.by_sid.entries[i].value
+            if self.by_sid.entries[i].key and s.fd >= 0:
+                self.flush_outcomes(s)
+                self.say(s, CLOSING, 2, msgpack.packb("closing-down") + msgpack.packb("the broker is stopping"))
+
+    def is_connected(self, sid: int) -> bool:
+        """Whether a session is known and has a connection."""
+        cdef Session* s = self.find(sid)
+        return s != NULL and s.fd >= 0
+
+    def counters(self) -> dict[str, int]:
+        """What has happened since this process began, for `status`."""
+        publishing, live = self.publishing, self.live
+        return {
+            "sessions": self.by_sid.count, "requests": self.received, "bad_requests": self.bad_requests, "stale": self.stale,
+            "no_session": self.no_session, "bad_incarnation": self.bad_incarnation, "published": publishing.published,
+            "refused": publishing.refused, "over_window": publishing.over_window, "unroutable": publishing.unroutable,
+            "delivered": self.delivered, "deliveries_dropped": self.deliveries_dropped, "settles_dropped": self.settles_dropped,
+            "clients_too_slow": self.too_slow, "clients_unreachable": self.unreachable, "answers_dropped": self.strays_dropped,
+            "live_patterns": len(live), "events_sent": live.events_sent, "events_dropped": live.events_dropped,
+        }
