@@ -30,7 +30,7 @@ from fastmq.server.control import Control, Message
 
 PAUSE_MIN_S = 0.01          # before the second restart of what dies soon; doubled each time
 PAUSE_MAX_S = 3.0
-CALM_S = 0.5                # what lived so long after it was ready has not died soon
+CALM_S = 0.15               # life after `ready` that makes good for one death
 DRAIN_FRONTENDS_S = 1.1     # from the first signal: the front-ends' time,
 DRAIN_WORKERS_S = 1.4       # the workers',
 STOP_S = 1.7                # and when what still lives is killed
@@ -76,7 +76,7 @@ class Child:
         self.ready_at: float | None = None          # monotonic
         self.drained = False
         self.failure = ""                           # why it could not start, in its own words
-        self.soon = 0                               # how often in a row it died soon
+        self.soon = 0                               # deaths that it has not made good for by living
         self.restart_at = 0.0                       # monotonic, while down
         self.kill_at = 0.0                          # monotonic, while up without control
 
@@ -132,8 +132,8 @@ class Child:
         if self.control is not None:
             self.control.close()
             self.control = None
-        calm = self.ready_at is not None and now - self.ready_at >= CALM_S
-        self.soon = 0 if calm else self.soon + 1
+        lived_s = now - self.ready_at if self.ready_at is not None else 0.0
+        self.soon = max(1, self.soon + 1 - int(lived_s / CALM_S))
         self.restart_at = now + (min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** (self.soon - 2)) if self.soon > 1 else 0)
         return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import LONG
 from leaks import processes_of
 from waiting import wait_until
 
@@ -18,7 +19,7 @@ from fastmq.broker import Broker
 from fastmq.errors import BadArgument, BrokerFailed
 
 READY = re.compile(r"ready fastmq://127\.0\.0\.1:(\d+) events=(\d+)\n")
-KILLS = 20
+KILLS = 20 if LONG else 8           # one after another, so the pauses grow; tests of deaths under load have 20
 
 
 def children(pid):
