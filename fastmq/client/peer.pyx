@@ -72,9 +72,11 @@ cdef class Peer:
             if now >= self.started_ns + HANDSHAKE_NS:
                 self.break_off(BREAK_HANDSHAKE)
             return self.started_ns + HANDSHAKE_NS
-        if now >= self.heard_ns + SILENCE_NS and self.wants_input():
+        if not self.wants_input():
+            self.heard_ns = now                             # nobody listens: silence says nothing
+        elif now >= self.heard_ns + SILENCE_NS:
             self.break_off(BREAK_SILENT)
-        return self.heard_ns + SILENCE_NS if now < self.heard_ns + SILENCE_NS else now + SILENCE_NS
+        return self.heard_ns + SILENCE_NS
 
     cdef bint wants_input(self) noexcept nogil:
         return True

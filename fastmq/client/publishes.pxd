@@ -92,4 +92,4 @@ cdef inline Batch* publishes_last(Publishes* p) noexcept nogil:
 
 cdef inline bint publishes_due(Publishes* p) noexcept nogil:
     """Whether what waits is to be sent now: nothing is in flight, or enough has gathered."""
-    return p.unsent_messages and (p.outstanding == 0 or p.unsent_bytes >= BATCH_SIZE_MAX or p.unsent_messages >= BATCH_RECORDS_MAX)
+    return p.ready and p.unsent_messages and (p.outstanding == 0 or p.unsent_bytes >= BATCH_SIZE_MAX or p.unsent_messages >= BATCH_RECORDS_MAX)
