@@ -32,8 +32,8 @@ class RecordKind(enum.IntEnum):
     UNBOUND = 6                 # binding
 
 
-class ExchangeFlag(enum.IntFlag):
-    DURABLE = 1
+class ExchangeFlag(enum.IntEnum):
+    DURABLE = 1                 # bits
     AUTO_DELETE = 2
     INTERNAL = 4
 
