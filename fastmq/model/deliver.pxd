@@ -174,13 +174,11 @@ cdef inline void delivery_flush(ShardState* s) noexcept nogil:
 # ---- turns
 
 cdef inline uint32_t consumer_give(ShardState* s, Queue* q, Consumer* c, uint64_t count) noexcept nogil:
-    """Deliver at most `count` messages to an open consumer, as far as its window reaches; its turn is over. How many it got."""
+    """Deliver at most `count` messages to an open consumer, as far as its window reaches; how many it got."""
     cdef Delivery* d = &s.delivery
     cdef uint32_t given = 0
-    cdef ChangeDeliver change
     cdef const Slot* slot
     cdef Outstanding* e
-    change.first_tag = s.outstanding.next_tag
     while given < count:
         slot = queue_peek(q)
         if slot == NULL or not consumer_fits(c, slot_size(slot)):
@@ -194,24 +192,42 @@ cdef inline uint32_t consumer_give(ShardState* s, Queue* q, Consumer* c, uint64_
         if not s.replaying:
             d.session = c.session
             delivery_add(s, d, c, e)
-    if given == 0:
-        return 0
-    consumer_shut(c)
-    if consumer_has_room(c):
-        consumer_open(c)                                    # behind the others
     s.delivered += given
+    return given
+
+
+cdef inline void consumer_turn(Consumer* c, bint kept) noexcept nogil:
+    """It got something: its turn is over, unless it is `kept`."""
+    cdef bint room = consumer_has_room(c)
+    if kept and room:
+        return
+    consumer_shut(c)
+    if room:
+        consumer_open(c)                                    # behind the others
+
+
+cdef inline uint32_t consumer_deal(ShardState* s, Queue* q, Consumer* c, uint64_t block) noexcept nogil:
+    """An open consumer's turn: at most `block` messages. It stays the next one when the queue ran out before it had them: so a remainder
+    goes to each in turn, and shares are equal however few messages come at a time."""
+    cdef ChangeDeliver change
+    change.first_tag = s.outstanding.next_tag
+    change.count = consumer_give(s, q, c, block)
+    if change.count == 0:
+        return 0
+    change.turn_kept = change.count < block and queue_peek(q) == NULL
+    consumer_turn(c, change.turn_kept)
     if s.level:
         change.sid = c.session.sid
         change.queue = q.id
         change.consumer = c.number
-        change.count = given
+        change.padding = 0
         record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
-    return given
+    return change.count
 
 
 cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noexcept nogil:
     """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together. How many went out."""
-    cdef uint32_t consumers = q.open_count, i, given = 0, got
+    cdef uint32_t consumers = q.open_count, given = 0
     cdef uint64_t block = (queue_ready(q) + consumers - 1) // consumers
     cdef uint64_t share = count_max // consumers
     cdef Consumer* c = q.open_first
@@ -220,14 +236,11 @@ cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noe
         share = 1
     if block > share:
         block = share
-    for i in range(consumers):
-        if c == NULL or given >= count_max:
+    for _ in range(consumers):
+        if given >= count_max or queue_peek(q) == NULL:
             break
-        following = c.open_next                             # taking its turn moves it to the end
-        got = consumer_give(s, q, c, block)
-        given += got
-        if got == 0 and queue_peek(q) == NULL:
-            break
+        following = c.open_next                             # at the end of its turn it moves to the end
+        given += consumer_deal(s, q, c, block)
         c = following
     return given
 
@@ -262,12 +275,15 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
         if e == NULL:
             return False
         delivery_add(s, d, &session.getter, e)
+        queue_wake(s, q)                                    # the one behind it may fit where this one did not
         s.delivered += 1
         if s.level:
             change.sid = session.sid
             change.queue = q.id
             change.consumer = 0
             change.count = 1
+            change.turn_kept = 0
+            change.padding = 0
             record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
     reply = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + delivery_size(d))
     if reply == NULL:

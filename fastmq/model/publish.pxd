@@ -229,8 +229,7 @@ cdef inline void publisher_forget(ShardState* s, Publisher* p) noexcept nogil:
 
 cdef inline void publishers_tick(ShardState* s) noexcept nogil:
     """Forget publishers that have been idle for long enough."""
-    cdef uint32_t i
-    for i in range(TICK_COUNT_MAX):
+    for _ in range(TICK_COUNT_MAX):
         if s.publishers.oldest == NULL or s.now_ns - s.publishers.oldest.used_ns < s.publisher_keep_ns:
             return
         publisher_forget(s, s.publishers.oldest)

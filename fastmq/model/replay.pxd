@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmq.model.attend cimport consumer_add, consumer_cancel, queue_delete, queue_purge, session_end
-from fastmq.model.deliver cimport consumer_give, queue_peek, queue_take
+from fastmq.model.deliver cimport consumer_give, consumer_turn, queue_peek, queue_take
 from fastmq.model.effects cimport effects_clear
 from fastmq.model.members cimport Consumer, Queue, Session
 from fastmq.model.publish cimport publish_publisher, publish_take, publisher_forget, records_measure
@@ -16,7 +16,8 @@ from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER
 from fastmq.model.shard_records cimport C_SESSION, C_SESSION_END, C_SETTLE, C_TAKE, C_UNUSED
 from fastmq.model.shard_records cimport ChangeConsume, ChangeDecide, ChangeDeliver, ChangeQueue, ChangeSession, ChangeSettle
 from fastmq.model.shard_records cimport ChangeTake, RecordHead
-from fastmq.model.state cimport ShardState, queue_declare, queue_find, session_find, session_leave, session_make, unused_clear
+from fastmq.model.state cimport ShardState, queue_declare, queue_find, queue_wake
+from fastmq.model.state cimport session_find, session_leave, session_make, unused_clear
 from fastmq.wire.idmap cimport idmap_get
 from fastmq.wire.verbs cimport OK
 
@@ -24,6 +25,7 @@ from fastmq.wire.verbs cimport OK
 cdef inline int replay(ShardState* s, const uint8_t* data, size_t size) noexcept nogil:
     """Apply consecutive records; 0, or -1 when one is damaged or does not fit the state."""
     cdef const RecordHead* head
+    cdef uint32_t i
     while size:
         if size < sizeof(RecordHead):
             return -1
@@ -35,6 +37,8 @@ cdef inline int replay(ShardState* s, const uint8_t* data, size_t size) noexcept
         data += sizeof(RecordHead) + head.size
         size -= sizeof(RecordHead) + head.size
         effects_clear(&s.effects)
+    for i in range(s.queue_count):
+        queue_wake(s, s.queues[i])
     return 0
 
 
@@ -146,7 +150,10 @@ cdef inline int replay_consumer(ShardState* s, Session* session, const RecordHea
         c = <Consumer*> idmap_get(&session.consumers, deliver.consumer, 0)
         if c == NULL or c.queue != q or not c.is_open:
             return -1
-        return 0 if consumer_give(s, q, c, deliver.count) == deliver.count else -1
+        if deliver.count == 0 or consumer_give(s, q, c, deliver.count) != deliver.count:
+            return -1
+        consumer_turn(c, deliver.turn_kept != 0)
+        return 0
     if head.kind == C_SETTLE and head.size >= sizeof(ChangeSettle) and change.action <= 3:
         memset(&search, 0, sizeof(search))
         search.left = <uint64_t> -1

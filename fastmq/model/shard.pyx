@@ -308,6 +308,7 @@ cdef class Shard:
                       const uint8_t* records, uint32_t size, int64_t now_ms) noexcept nogil:
         publish_run(&self.state, frontend, sid, floor, first_seq, count, queues, queue_count, exchange, exchange_size, records,
                     size, <uint64_t> now_ms)
+        state_failed(&self.state)
 
     cpdef void frontend_gone(self, uint32_t frontend, int64_t now_ns) noexcept nogil:
         cdef ShardState* s = &self.state
@@ -342,6 +343,7 @@ cdef class Shard:
         if s.garbage != NULL:
             garbage_step(s)
         compact_step(s)
+        state_failed(s)
         return more or s.garbage != NULL or s.compaction.active
 
     cdef void counts(self, Buffer* out) noexcept nogil:
@@ -443,6 +445,7 @@ cdef class Shard:
 
 
 cdef bint state_failed(ShardState* s) noexcept nogil:
+    """Whether memory ran out, here or in a buffer."""
     if s.effects.buffer.failed or s.records.failed:
         s.failed = True
     return s.failed

@@ -82,6 +82,8 @@ cdef struct ChangeDeliver:
     uint64_t first_tag
     uint32_t consumer       # 0: a GET
     uint32_t count
+    uint32_t turn_kept      # 1: the queue ran out before the consumer had its share: it is next in turn again
+    uint32_t padding
 
 
 cdef struct ChangeSettle:

@@ -188,8 +188,7 @@ cdef inline void unused_tick(ShardState* s) noexcept nogil:
     """Tell of queues that have been without a consumer for long enough."""
     cdef ChangeQueue change
     cdef Queue* q
-    cdef uint32_t i
-    for i in range(TICK_COUNT_MAX):
+    for _ in range(TICK_COUNT_MAX):
         q = s.unused_first
         if q == NULL or s.now_ns - q.unused_at_ns < s.resume_ns:
             return
