@@ -122,20 +122,21 @@ cdef inline void outgoing_add_outcome(Outgoing* o, const LinkOutcome* outcome) n
     cdef Parcel* p = outgoing_parcel(o, outcome.sid)
     cdef const LinkRange* more = <const LinkRange*> (outcome + 1)
     cdef const LinkRefusal* refused = <const LinkRefusal*> (more + outcome.ranges)
-    cdef LinkRange* last
+    cdef LinkRange* last = NULL
     cdef uint32_t i
     if p == NULL:
         return
     for i in range(outcome.ranges):
-        last = <LinkRange*> (p.held.data + p.held.size) - 1
-        if p.held.size == 0 or more[i].first > last.last + 1:
-            buffer_add(&p.held, &more[i], sizeof(LinkRange))
-        elif more[i].first == last.last + 1:
-            last.last = more[i].last
-        else:
-            p.unordered = True
-            buffer_add(&p.held, &more[i], sizeof(LinkRange))
-    buffer_add(&p.refused, refused, outcome.refusals * sizeof(LinkRefusal))
+        if p.held.size:
+            last = <LinkRange*> (p.held.data + p.held.size - sizeof(LinkRange))
+            if more[i].first == last.last + 1:
+                last.last = more[i].last
+                continue
+            if more[i].first <= last.last:
+                p.unordered = True
+        buffer_add(&p.held, &more[i], sizeof(LinkRange))
+    if outcome.refusals:
+        buffer_add(&p.refused, refused, outcome.refusals * sizeof(LinkRefusal))
     if p.held.failed or p.refused.failed:
         o.failed = True
 
@@ -235,7 +236,8 @@ cdef inline void parcel_write_outcome(Parcel* p, uint8_t* at) noexcept nogil:
     head.ranges = <uint32_t> (p.held.size // sizeof(LinkRange))
     head.refusals = <uint32_t> (p.refused.size // sizeof(LinkRefusal))
     at += sizeof(LinkOutcome)
-    memcpy(at, p.held.data, p.held.size)
+    if p.held.size:
+        memcpy(at, p.held.data, p.held.size)
     if p.refused.size:
         memcpy(at + p.held.size, p.refused.data, p.refused.size)
     p.held.size = 0
