@@ -6,10 +6,10 @@ from pathlib import Path
 
 import msgpack
 import pytest
-
-from fastmq.errors import WIRE_ERRORS
 from fastmq.wire.limits import Limit
 from fastmq.wire.verbs import Code, SettleAction, Verb
+
+from fastmq.errors import WIRE_ERRORS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 SECTIONS = {

@@ -2,6 +2,7 @@
 
 import os
 
+from fastmq.wire.verbs import Verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from topology_oracle import Oracle
@@ -10,7 +11,6 @@ from fastmq.config import Config
 from fastmq.errors import CODE_OF_NUMBER, FastMQError
 from fastmq.model.topology import Topology
 from fastmq.model.topology_shard import TopologyShard
-from fastmq.wire.verbs import Verb
 
 EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "150"))
 LIMITS = {"queues_max": 4, "exchanges_max": 7, "bindings_max": 12}
