@@ -26,6 +26,7 @@ from fastmq.wire.link cimport (
     L_DELIVER, L_HANDBACK, L_OUTCOME, L_PUBLISH, L_RECORD, L_REPLY, L_SESSION_END, L_SHARD_COUNTS, L_SNAPSHOT, L_TOPOLOGY, L_UNUSED,
     LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkReply, LinkToken,
 )
+from fastmq.wire.verbs cimport INTERNAL
 
 from fastmq.errors import FastMQError
 
@@ -479,7 +480,13 @@ cdef class Workshop:
 
     def _request(self, frontend: int, token: int, verb: int, sid: int, vhost: str, *fields: object) -> None:
         cdef LinkReply reply
-        records, code, result = self.topology.request(frontend, sid, verb, vhost, list(fields), self.now_ns)
+        try:
+            records, code, result = self.topology.request(frontend, sid, verb, vhost, list(fields), self.now_ns)
+        except Exception:                               # a defect: who asked is told, everybody else goes on
+            import traceback
+
+            traceback.print_exc()
+            records, code, result = [], INTERNAL, "deciding this request failed; the broker's log says more"
         self._send_records(records)
         packed = msgpack.packb(result)
         reply.token = token

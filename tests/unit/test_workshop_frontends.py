@@ -185,6 +185,15 @@ def test_new_t_waits_for_the_handback_of_front_ends_that_were_alive():
     assert merged == [FIRST_NUMBER, known[1]]
 
 
+def test_request_that_a_defect_breaks_is_answered_and_the_worker_goes_on(capsys):
+    frontend = StandIn(make_workshop(1, topology=True))
+    frontend.turn()
+    frontend.workshop.topology.request = None
+    frontend.topology(Verb.DECLARE_QUEUE, PUBLISHER, "jobs", {}, token=8)
+    assert [(reply.token, reply.code) for reply in frontend.all_of(LinkKind.L_REPLY)] == [(8, Code.INTERNAL)]
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_topology_message_to_a_worker_without_t_fails_the_worker():
     frontend = StandIn(make_workshop(1))
     frontend.topology(Verb.DECLARE_QUEUE, PUBLISHER, "jobs", {})
