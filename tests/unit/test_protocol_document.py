@@ -10,6 +10,8 @@ from fastmq.wire.limits import Limit
 from fastmq.wire.verbs import Code, SettleAction, Verb
 
 from fastmq.errors import WIRE_ERRORS
+from fastmq.server.fields import FIELDS
+from fastmq.server.requests import LIMITS
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 SECTIONS = {
@@ -77,11 +79,20 @@ def test_examples_of_a_verb_have_the_fields_of_its_table(verb):
     assert headers(text)
     for number, session, incarnation, *values in headers(text):
         assert number == verb
-        assert len(session) == (8 if verb >= Verb.WELCOME else 16) or (verb == Verb.HELLO and session == b"")
+        assert len(session) == (8 if verb >= Verb.WELCOME else 16) or (verb in (Verb.HELLO, Verb.ERROR) and session == b"")
         assert isinstance(incarnation, int)
         assert len(values) == len(fields), f"{verb.name} has the fields {[field[0] for field in fields]}"
         for (name, kind, *_), value in zip(fields, values, strict=True):
             assert isinstance(value, TYPES[kind]), f"{verb.name}: {name} is {kind}, not {value!r}"
+
+
+@pytest.mark.parametrize("verb", [verb for verb in FIELDS if verb != Verb.SETTLE], ids=lambda verb: verb.name)
+def test_fields_of_a_request_are_those_that_the_front_end_reads(verb):
+    assert [name for name, *_ in rows(VERB_SECTIONS[f"{int(verb)} {verb.name}"])] == [name for name, _ in FIELDS[verb]]
+
+
+def test_limits_of_a_welcome_are_those_that_the_front_end_tells():
+    assert set(headers(VERB_SECTIONS["32 WELCOME"])[0][5]) == set(LIMITS)
 
 
 TYPES = {
