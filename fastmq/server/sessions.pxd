@@ -48,6 +48,8 @@ cdef class Sessions(Outbox):
     ) noexcept nogil
     cdef void from_link(self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size) noexcept nogil
     cdef int pump(self, int worker, int messages_max) noexcept nogil
+    cdef void lose_connection(self, int fd, uint32_t accept_count) noexcept nogil
+    cdef void hear_events(self, int kind, const uint8_t* payload, size_t size) noexcept with gil
 
     # private
     cdef int read_head(self, Reader* r, Source* source) noexcept nogil

@@ -24,6 +24,7 @@ from fastmq.net.ring cimport Link
 from fastmq.server.accounts cimport (
     account_advance, account_answer, account_init, account_open, account_trim, account_void,
 )
+from fastmq.server.live cimport E_ACTIVE
 from fastmq.server.publishing cimport (
     PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
     PublishRequest,
@@ -574,6 +575,11 @@ cdef class Sessions(Outbox):
         self.workers.flush()
         return found
 
+    def from_events(self, int kind, bytes subscription not None) -> None:
+        """A message of the XPUB thread: a subscription has one subscriber more, or none any more."""
+        if self.live.activate(subscription) if kind == E_ACTIVE else self.live.deactivate(subscription):
+            self.drop_routes()
+
     def attach(self, int worker, Link link not None) -> None:
         """A worker is there, new or for the first time: it gets its shards and consumers, and every session has to send again."""
         self.workers.attach(worker, link)
@@ -586,9 +592,18 @@ cdef class Sessions(Outbox):
 
     def connection_lost(self, int fd, uint32_t accept_count) -> None:
         """A connection has ended, and everything that came over it was received."""
+        self.lose_connection(fd, accept_count)
+
+    cdef void lose_connection(self, int fd, uint32_t accept_count) noexcept nogil:
         cdef Session* s = <Session*> <size_t> idmap_get(&self.by_fd, fd + 1, 0)
         if s != NULL and s.accept_count == accept_count:
-            self.vanish(s)
+            self.lose(s)
+
+    cdef void hear_events(self, int kind, const uint8_t* payload, size_t size) noexcept with gil:
+        try:
+            self.from_events(kind, (<const char*> payload)[:size])
+        except Exception:
+            log.exception("message %d of the XPUB thread", kind)
 
     def drop_routes(self) -> None:
         """The topology or the set of live patterns has changed."""

@@ -1,0 +1,237 @@
+"""A front-end's process: `python -m fastmq.server.frontend FD`.
+
+Owns: the ROUTER and XPUB sockets with their options, the bells of its links, its control socket. Rules: what the control socket says is
+documented in server/control.py; between two of its messages FrontendLoop works without the GIL; no socket is without the limits below. Ends
+when told, and when the supervisor has gone.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import time
+from typing import Any
+
+import zmq
+
+from fastmq.config import Config
+from fastmq.net.ring import Link, make_link_fds
+from fastmq.server.child import begin
+from fastmq.server.control import Control
+from fastmq.server.events import EventsThread
+from fastmq.server.frontend_loop import MONITORED, FrontendLoop
+from fastmq.server.live import SUBSCRIPTION_SIZE_MAX
+from fastmq.server.sessions import Sessions
+from fastmq.wire.limits import Limit
+
+TICK_NS = 100_000_000           # between two ticks
+DRAIN_NS = 800_000_000        # at most, for the answers to what was taken before a drain
+FAREWELL_NS = 200_000_000       # at most, for clients to take CLOSING
+LINGER_MS = 200                 # at most, for what libzmq still holds when the sockets are closed
+RETRY_S = 0.05                  # between two tries to bind an address that is in use
+HANDSHAKE_MS = 5_000
+HEARTBEAT_MS = 5_000
+HEARTBEAT_TIMEOUT_MS = 15_000
+BACKLOG = 4_096                 # connections that wait to be accepted: a reconnect storm
+RECEIVE_MARK = 256              # messages of one connection that libzmq reads ahead
+DESCRIPTORS_SPARE = 64          # that are not for clients
+
+log = logging.getLogger(__name__)
+
+
+class CannotListen(Exception):
+    """An address cannot be bound, for a reason that an operator can understand."""
+
+
+def limit_resources(config: Config) -> None:
+    """Raise the number of descriptors, bound the memory: at either end libzmq has no good answer of its own."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.descriptors + DESCRIPTORS_SPARE
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        with contextlib.suppress(ValueError, OSError):          # only root may
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            hard = wanted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > config.frontend_memory_max:
+        resource.setrlimit(resource.RLIMIT_DATA, (config.frontend_memory_max, hard))
+
+
+def make_socket(context: zmq.Context[Any], kind: int, frame_size_max: int, config: Config, send_mark: int) -> zmq.Socket[Any]:
+    """A socket that strangers may connect to."""
+    socket = context.socket(kind)
+    options = {
+        zmq.MAXMSGSIZE: frame_size_max,
+        zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+        zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
+        zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
+        zmq.TCP_KEEPALIVE: 1,
+        zmq.BACKLOG: BACKLOG,
+        zmq.SNDHWM: send_mark,
+        zmq.RCVHWM: RECEIVE_MARK,
+        zmq.LINGER: 0,
+        zmq.IPV6: int(":" in config.host),
+    }
+    for option, value in options.items():
+        socket.setsockopt(option, value)
+    return socket
+
+
+def monitor_of(socket: zmq.Socket[Any], name: str) -> zmq.Socket[Any]:
+    """A PAIR socket that hears of the connections of `socket`. It has no mark: libzmq would wait for its reader."""
+    endpoint = f"inproc://monitor-{name}"
+    socket.monitor(endpoint, MONITORED)
+    monitor = socket.context.socket(zmq.PAIR)
+    monitor.setsockopt(zmq.RCVHWM, 0)
+    monitor.setsockopt(zmq.LINGER, 0)
+    monitor.connect(endpoint)
+    return monitor
+
+
+def bind(socket: zmq.Socket[Any], host: str, port: int, retry_s: float, setting: str) -> int:
+    """Bind to a port, 0 for a free one; the port. An address in use is tried again for `retry_s`. Raises CannotListen."""
+    shown = f"[{host}]" if ":" in host else host
+    deadline = time.monotonic() + retry_s
+    while True:
+        try:
+            socket.bind(f"tcp://{shown}:{port or '*'}")
+            break
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(RETRY_S)
+                continue
+            raise CannotListen(f"cannot listen on {shown}:{port} ({setting}): {error.strerror}") from None
+    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    return int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+
+
+class Frontend:
+    """One front-end."""
+
+    def __init__(self, control: Control, start: dict[str, Any]) -> None:
+        config = Config.from_map(start["settings"])
+        host, port, events_port = start["host"], start["port"], start["events_port"]
+        limit_resources(config)
+        self._control = control
+        self._bells: dict[int, list[int]] = {}          # of each worker's link: own, its
+        self._draining_until_ns = 0                     # 0: not draining
+        self._stopped = False
+        self._context: zmq.Context[Any] = zmq.Context(1)
+        self._context.set(zmq.MAX_SOCKETS, config.descriptors)
+        self._router = make_socket(self._context, zmq.ROUTER, Limit.FRAME_SIZE_MAX, config, config.send_high_water_mark)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._xpub = make_socket(self._context, zmq.XPUB, SUBSCRIPTION_SIZE_MAX + 16, config, config.events_high_water_mark)
+        self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
+        self._xpub.setsockopt(zmq.XPUB_MANUAL, 1)
+        self._monitors = [monitor_of(self._router, "router"), monitor_of(self._xpub, "xpub")]
+        self.port = bind(self._router, host, port, start["bind_retry_s"], "port")
+        if events_port < 0:
+            events_port = port + 1 if port else 0
+        self.events_port = bind(self._xpub, host, events_port, start["bind_retry_s"], "events_port")
+
+        memory, self._own_bell, events_bell = make_link_fds(4 * config.ring_size)
+        self._events_bells = [self._own_bell, events_bell]
+        link = Link.open(memory, self._own_bell, events_bell, False)
+        self._events = EventsThread(
+            self._xpub, self._monitors[1], Link.open(memory, events_bell, self._own_bell, True), config.patterns_max
+        )
+        os.close(memory)
+        self._sessions = Sessions(
+            config, epoch=start["epoch"], key=start["key"], workers=start["workers"], map=start["map"], events_link=link
+        )
+        self._sessions.events_endpoint = f"tcp://{f'[{host}]' if ':' in host else host}:{self.events_port}"
+        self._loop = FrontendLoop(self._sessions, self._router, self._monitors[0])
+
+    def run(self) -> None:
+        """Until told to stop. EOFError and OSError: the supervisor has gone."""
+        self._look_at_bells()
+        self._events.start()
+        self._control.send({"op": "ready", "port": self.port, "events_port": self.events_port})
+        tick_at_ns = 0
+        while not self._stopped:
+            self._loop.work(tick_at_ns)
+            self._hear()
+            now_ns = time.monotonic_ns()
+            if now_ns >= tick_at_ns:
+                self._sessions.tick(now_ns)
+                tick_at_ns = now_ns + TICK_NS
+            if self._draining_until_ns:
+                tick_at_ns = 0
+                if self._sessions.is_drained() or now_ns >= self._draining_until_ns:
+                    self._say_farewell()
+
+    def _hear(self) -> None:
+        """Do what the supervisor says."""
+        self._control.flush()
+        while (found := self._control.receive()) is not None:
+            message, descriptors = found
+            match message["op"]:
+                case "link":
+                    self._unlink(message["worker"])
+                    self._link(message["worker"], *descriptors)
+                case "unlink":
+                    self._unlink(message["worker"])
+                case "processes":
+                    self._sessions.requests.processes = message["list"]
+                case "drain":
+                    self._sessions.drain()
+                    self._draining_until_ns = time.monotonic_ns() + DRAIN_NS
+                case "stop":
+                    self._stopped = True
+
+    def _link(self, worker: int, memory: int, own_bell: int, other_bell: int) -> None:
+        self._bells[worker] = [own_bell, other_bell]
+        self._sessions.attach(worker, Link.open(memory, own_bell, other_bell, False))
+        os.close(memory)
+        self._look_at_bells()
+
+    def _unlink(self, worker: int) -> None:
+        """The worker has died, or gets a fresh link."""
+        self._sessions.detach(worker)
+        for bell in self._bells.pop(worker, ()):
+            os.close(bell)
+        self._look_at_bells()
+
+    def _look_at_bells(self) -> None:
+        self._loop.look_at(self._control.fileno(), [self._own_bell, *(own for own, _ in self._bells.values())])
+
+    def _say_farewell(self) -> None:
+        """What was taken has been answered, or waited for long enough: tell the clients, then the supervisor."""
+        self._draining_until_ns = 0
+        self._sessions.close_sessions()
+        self._loop.work(time.monotonic_ns() + FAREWELL_NS, until_idle=True)
+        self._control.send({"op": "drained"})
+
+    def close(self) -> None:
+        """Give libzmq a moment for what it holds, then close everything."""
+        self._events.stop()
+        for socket in (self._router, self._xpub):
+            socket.disable_monitor()
+        self._router.close(linger=LINGER_MS)
+        self._xpub.close(linger=0)
+        for monitor in self._monitors:
+            monitor.close(linger=0)
+        self._context.term()
+
+
+def main() -> int:
+    """Be the front-end that the `start` message describes. The exit status."""
+    control, start = begin("frontend")
+    try:
+        frontend = Frontend(control, start)
+    except CannotListen as error:
+        control.send({"op": "failed", "text": str(error)})
+        return 1
+    try:
+        frontend.run()
+        frontend.close()
+    except (EOFError, ConnectionError):
+        os._exit(1)                     # nobody is left to stop for; libzmq's threads end with the process
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
