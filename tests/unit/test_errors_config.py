@@ -3,12 +3,13 @@ import pytest
 
 from fastmq.config import Config
 from fastmq.errors import ERROR_OF_CODE, WIRE_ERRORS, BadArgument, NotFound, error_from_wire
-from fastmq.wire.verbs import Code
 from fastmq.wire.shards import shard_of
+from fastmq.wire.verbs import Code
 
 
 def test_error_numbers_agree_with_the_wire():
-    assert {row.number: row.code.replace("-", "_").upper() for row in WIRE_ERRORS} == {code.value: code.name for code in Code if code.name != "OK"}
+    ours = {row.number: row.code.replace("-", "_").upper() for row in WIRE_ERRORS}
+    assert ours == {code.value: code.name for code in Code if code.name != "OK"}
     assert len(ERROR_OF_CODE) == len(WIRE_ERRORS)
 
 
@@ -28,7 +29,10 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path):
 
 @pytest.mark.parametrize(
     "text, names",
-    [("porrt = 1", "porrt"), ('port = "x"', "port"), ("port = 70000", "port"), ("port = ", "TOML"), ("port = true", "port"), ("ring_size = 5000", "power of two")],
+    [
+        ("porrt = 1", "porrt"), ('port = "x"', "port"), ("port = 70000", "port"), ("port = ", "TOML"), ("port = true", "port"),
+        ("ring_size = 5000", "power of two"),
+    ],
 )
 def test_bad_setting_is_named(tmp_path, text, names):
     path = tmp_path / "broker.toml"
