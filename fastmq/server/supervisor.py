@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -168,7 +167,6 @@ class Supervisor:
             if signal.getsignal(number) is not signal.SIG_IGN:      # nohup
                 signal.signal(number, lambda number, frame: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        raise_descriptor_limit(self.config.descriptors)
         try:
             for child in self.children:
                 self._start(child)
@@ -236,7 +234,6 @@ class Supervisor:
                 self._fail()
             return
         assert child.control is not None
-        assert child.process is not None
         self._watch(child.control.fileno(), lambda: self._heard(child))
         self._watch(child.pidfd, lambda: self._ended(child))
         start: Message = {
@@ -244,8 +241,6 @@ class Supervisor:
             "shards": self.config.shards, "map": self.map, "settings": self.config.to_map(),
         }
         if child.role == "frontend":
-            limit = self.config.frontend_memory_max
-            resource.prlimit(child.process.pid, resource.RLIMIT_DATA, (limit, limit))
             start |= {"key": self.key, "host": self.config.host, "port": self.port, "events_port": self.events_port,
                       "bind_retry_s": BIND_RETRY_S if child.restarts else 0.0}
         else:
@@ -378,20 +373,6 @@ class Supervisor:
 
     def _drained(self, role: str) -> bool:
         return all(child.drained or child.process is None for child in self.children if child.role == role)
-
-
-def raise_descriptor_limit(wanted: int) -> None:
-    """As many descriptors as are wanted and allowed; children inherit the limit. At the limit libzmq's I/O thread would spin."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and wanted > hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-            return
-        except (OSError, ValueError):
-            log(f"only {hard} descriptors are allowed, {wanted} are wanted (setting descriptors)")
-            wanted = hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def main(arguments: list[str] | None = None) -> int:
