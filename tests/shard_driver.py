@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgpack
-from fastmq.wire.link import LinkKind
 
 from fastmq.model.shard import Shard
+from fastmq.wire.link import LinkKind
 
 EPOCH = 7
 SHARD = 3

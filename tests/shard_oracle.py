@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from fastmq.wire.verbs import Code
 from shard_driver import EPOCH, NACK, RELEASE, Counts, Delivered
+
+from fastmq.wire.verbs import Code
 
 AUTO_DELETE = 4
 

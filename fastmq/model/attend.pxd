@@ -1,8 +1,9 @@
 # Sessions, consumers and queues come and go.
 #
-# Rules: messages of a session that ends go back to their queues at once, counted as delivered; a consumer that is cancelled keeps what is
-# outstanding at it; a queue that is deleted takes its messages along, ready and outstanding, and tells its consumers. What may be much
-# (messages of a purged queue) is given back later, in steps. Runs in the worker, without the GIL.
+# Rules: messages of a session that ends go back to their queues at once, counted as delivered; a consumer that is
+# cancelled keeps what is outstanding at it; a queue that is deleted takes its messages along, ready and outstanding,
+# and tells its consumers. What may be much (messages of a purged queue) is given back later, in steps. Runs in the
+# worker, without the GIL.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -14,7 +15,8 @@ from fastmq.model.members cimport consumer_close, consumer_new, queue_ready, ses
 from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_PURGE, C_QUEUE_DELETE, C_SESSION_END
 from fastmq.model.shard_records cimport ChangeConsume, ChangeQueue, ChangeSession, record_add
 from fastmq.model.state cimport FORGET, GARBAGE_STEP_COUNT, Garbage, ShardState
-from fastmq.model.state cimport message_settle, queue_calm, queue_wake, ring_make, session_find, session_leave, session_make
+from fastmq.model.state cimport message_settle, queue_calm, queue_wake, ring_make, session_find, session_leave
+from fastmq.model.state cimport session_make
 from fastmq.model.state cimport unused_clear, unused_mark, unused_report
 from fastmq.model.store cimport store_drop, tail_detach
 from fastmq.wire.idmap cimport idmap_get, idmap_remove
@@ -25,7 +27,8 @@ from fastmq.wire.verbs cimport CONSUMER_EXISTS, INTERNAL, NACK, NO_CONSUMER, OK,
 # ---- sessions
 
 cdef inline Session* session_enter(ShardState* s, uint64_t sid, uint32_t frontend, uint32_t hello) noexcept nogil:
-    """The session as of this HELLO; what an earlier one left, or one through another front-end, ends. NULL when there is no memory."""
+    """The session as of this HELLO; what an earlier one left, or one through another front-end, ends. NULL when there
+    is no memory."""
     cdef Session* session = session_find(s, sid)
     if session != NULL and (session.frontend != frontend or session.hello != hello):
         session_end(s, session, False)
@@ -38,7 +41,8 @@ cdef inline Session* session_enter(ShardState* s, uint64_t sid, uint32_t fronten
 
 
 cdef inline void session_end(ShardState* s, Session* session, bint bye) noexcept nogil:
-    """Its consumers go, its outstanding messages go back. `bye`: it left on purpose, so auto-delete queues do not wait for it."""
+    """Its consumers go, its outstanding messages go back. `bye`: it left on purpose, so auto-delete queues do not wait
+    for it."""
     cdef size_t i = 0, mask = session.consumers.mask
     cdef ChangeSession change
     if s.level:

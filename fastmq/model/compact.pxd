@@ -1,9 +1,10 @@
 # Copying messages out of sparse chunks, so that a few that stay do not pin much memory.
 #
-# A chunk is left sparse by messages that stay outstanding, or came back, while their neighbours went; within a ring only the first chunk and
-# the tail can be sparse. Rules: a job begins when chunks take more than twice what is live, and some slack; it looks at every outstanding and
-# returned message and both ends of every ring, a bounded number in each step; a waste it cannot help does not begin another at once.
-# Chunks are no part of the state: no record is written. Runs in the worker, without the GIL.
+# A chunk is left sparse by messages that stay outstanding, or came back, while their neighbours went; within a ring
+# only the first chunk and the tail can be sparse. Rules: a job begins when chunks take more than twice what is live,
+# and some slack; it looks at every outstanding and returned message and both ends of every ring, a bounded number in
+# each step; a waste it cannot help does not begin another at once. Chunks are no part of the state: no record is
+# written. Runs in the worker, without the GIL.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastmq._core cimport Slot, ring_at, ring_span
@@ -79,7 +80,8 @@ cdef inline uint32_t compact_straggler(ShardState* s) noexcept nogil:
 
 
 cdef inline uint32_t compact_queue(ShardState* s) noexcept nogil:
-    """One message that came back, or one of the ring's first chunk and its tail: those are at most a chunk of messages each."""
+    """One message that came back, or one of the ring's first chunk and its tail: those are at most a chunk of messages
+    each."""
     cdef Queue* q
     if s.compaction.at >= s.queue_count:
         s.compaction.active = False

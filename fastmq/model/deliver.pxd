@@ -1,15 +1,17 @@
 # From queues to consumers: whose turn it is, what a delivery carries, GET.
 #
-# Rules: what came back goes out before the ring, oldest first; a queue's ready messages are dealt in equal blocks to the consumers that
-# have room, in turn; a pump does bounded work. Messages of one session are gathered into deliveries of at most DELIVERY_SIZE_MAX bytes of
-# records, consecutive tags that agree in all a client is told into one run, adjacent bytes into one copy. In the worker, without the GIL.
+# Rules: what came back goes out before the ring, oldest first; a queue's ready messages are dealt in equal blocks to
+# the consumers that have room, in turn, and who got less than his block is first the next time; a pump does bounded
+# work. Messages of one session are gathered into deliveries of at most DELIVERY_SIZE_MAX bytes of records, consecutive
+# tags that agree in all a client is told into one run, adjacent bytes into one copy. In the worker, without the GIL.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmq._core cimport Ring, Slot, ring_at, ring_pop_front, ring_size
 from fastmq.model.effects cimport effects_begin
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
-from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_ready, returned_pop
+from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_ready
+from fastmq.model.members cimport returned_pop
 from fastmq.model.outstanding cimport outstanding_add
 from fastmq.model.shard_records cimport C_DELIVER, ChangeDeliver, record_add
 from fastmq.model.state cimport Delivery, Segment, ShardState, queue_calm, queue_wake
@@ -207,8 +209,8 @@ cdef inline void consumer_turn(Consumer* c, bint kept) noexcept nogil:
 
 
 cdef inline uint32_t consumer_deal(ShardState* s, Queue* q, Consumer* c, uint64_t block) noexcept nogil:
-    """An open consumer's turn: at most `block` messages. It stays the next one when the queue ran out before it had them: so a remainder
-    goes to each in turn, and shares are equal however few messages come at a time."""
+    """An open consumer's turn: at most `block` messages. It stays the next one when the queue ran out before it had
+    them: so a remainder goes to each in turn, and shares are equal however few messages come at a time."""
     cdef ChangeDeliver change
     change.first_tag = s.outstanding.next_tag
     change.count = consumer_give(s, q, c, block)
@@ -226,7 +228,8 @@ cdef inline uint32_t consumer_deal(ShardState* s, Queue* q, Consumer* c, uint64_
 
 
 cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noexcept nogil:
-    """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together. How many went out."""
+    """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together. How many
+    went out."""
     cdef uint32_t consumers = q.open_count, given = 0
     cdef uint64_t block = (queue_ready(q) + consumers - 1) // consumers
     cdef uint64_t share = count_max // consumers
@@ -246,9 +249,9 @@ cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noe
 
 
 cdef inline bint pump_queues(ShardState* s) noexcept nogil:
-    """Deliver from the queues that have something to deliver, at most pump_count_max messages; True: there is more to do."""
+    """Deliver from the queues that have something to deliver, at most pump_count_max messages; True: there is more to
+    do."""
     cdef uint32_t left = s.pump_count_max, given
-    cdef uint64_t size = 0
     cdef Queue* q
     while s.dirty_first != NULL and left and not s.failed and s.effects.buffer.size < 16 * s.delivery_size_max:
         q = s.dirty_first
@@ -258,7 +261,7 @@ cdef inline bint pump_queues(ShardState* s) noexcept nogil:
         given = queue_deal(s, q, left)
         left -= given if given < left else left
         if given:
-            queue_wake(s, q)                                # behind the others, if there is more; if nothing fitted: after a change
+            queue_wake(s, q)            # behind the others, if there is more; where nothing fitted, after a change
     delivery_flush(s)
     return s.dirty_first != NULL
 

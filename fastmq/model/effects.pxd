@@ -1,7 +1,7 @@
 # What a shard wants done: messages to front-ends, gathered in one buffer.
 #
-# Owns: that buffer. Rules: an effect is never changed once another follows it; outcomes of one session that follow each other are one
-# message, adjacent sequences one range. No Python object, no I/O; runs in the worker, without the GIL.
+# Owns: that buffer. Rules: an effect is never changed once another follows it; outcomes of one session that follow each
+# other are one message, adjacent sequences one range. No Python object, no I/O; runs in the worker, without the GIL.
 #
 #       | EffectHead: frontend, LinkHead | payload, padded to 8 | EffectHead ...
 #
@@ -52,7 +52,8 @@ cdef inline const EffectHead* effects_next(const Effects* effects, size_t* at, c
     return found
 
 
-cdef inline uint8_t* effects_begin(Effects* effects, uint32_t frontend, uint16_t kind, uint16_t shard, size_t size) noexcept nogil:
+cdef inline uint8_t* effects_begin(Effects* effects, uint32_t frontend, uint16_t kind, uint16_t shard,
+                                   size_t size) noexcept nogil:
     """Where `size` bytes of payload are to be written; NULL (and the buffer's `failed` set) when there is no memory."""
     cdef size_t start = effects.buffer.size
     cdef size_t padded = (size + 7) & ~<size_t> 7
@@ -71,7 +72,8 @@ cdef inline uint8_t* effects_begin(Effects* effects, uint32_t frontend, uint16_t
     return <uint8_t*> (head + 1)
 
 
-cdef inline LinkOutcome* effects_outcome(Effects* effects, uint32_t frontend, uint16_t shard, uint64_t sid) noexcept nogil:
+cdef inline LinkOutcome* effects_outcome(Effects* effects, uint32_t frontend, uint16_t shard,
+                                         uint64_t sid) noexcept nogil:
     """The outcome at the end of the buffer, if it is this session's, or a new one; NULL when there is no memory."""
     cdef EffectHead* head
     cdef LinkOutcome* outcome

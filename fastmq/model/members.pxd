@@ -1,14 +1,15 @@
 # The nouns of a shard and how they hang together: queues, consumers, sessions, outstanding messages.
 #
-# Owns: the memory of each. Rules: a message is ready (in its queue's ring, or in its heap once it came back) or outstanding (in the table
-# by tag), never both; an outstanding message is in the list of its session and in that of its queue, both ascending by tag; a consumer
-# that was cancelled lives until its last message is settled. No Python object, no I/O; runs in the worker, without the GIL.
+# Owns: the memory of each. Rules: a message is ready (in its queue's ring, or in its heap once it came back) or
+# outstanding (in the table by tag), never both; an outstanding message is in the list of its session and in that of its
+# queue, both ascending by tag; a consumer that was cancelled lives until its last message is settled. No Python object,
+# no I/O; runs in the worker, without the GIL.
 #
-#                      ring: next_seq - size .. next_seq - 1, from the front          Session (sid)
-#       Queue -------- heap: came back, older than the ring                             |   consumers by number; `getter` is number 0
-#         |  |                                                                          |
-#         |  +-- consumers (all), open consumers (have room, in turn) ---- Consumer ----+
-#         +----- outstanding messages ---- Outstanding (tag) ---- its consumer ---------+ outstanding messages
+#                      ring: never delivered, by sequence                             Session (sid)
+#       Queue -------- heap: came back, older than the ring                              |  consumers, by number
+#         |  |                                                                           |  the getter, number 0
+#         |  +-- consumers: all; those with room, in turn ---------------- Consumer -----+
+#         +----- outstanding messages --- Outstanding (tag) --- its consumer ------------+  outstanding messages
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
@@ -208,8 +209,8 @@ cdef inline void consumer_shut(Consumer* c) noexcept nogil:
     q.open_count -= 1
 
 
-cdef inline Consumer* consumer_new(Session* session, Queue* q, uint32_t number, uint32_t window_messages, uint64_t window_bytes,
-                                   bint exclusive) noexcept nogil:
+cdef inline Consumer* consumer_new(Session* session, Queue* q, uint32_t number, uint32_t window_messages,
+                                   uint64_t window_bytes, bint exclusive) noexcept nogil:
     """A consumer of the queue, open; NULL, and nothing changed, when there is no memory."""
     cdef Consumer* c = <Consumer*> calloc(1, sizeof(Consumer))
     if c == NULL:

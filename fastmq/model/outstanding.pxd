@@ -1,8 +1,8 @@
 # The outstanding messages of a shard, by delivery tag.
 #
-# Owns: their memory. Rules: tags are 1, 2, 3, never used twice; the ring reaches from `base` to `next_tag` and is at most SPAN_FACTOR times
-# as long as what is in it, because its oldest entries move to the map of stragglers: one message held for hours keeps no hundred million
-# places. No Python object, no I/O; runs in the worker, without the GIL.
+# Owns: their memory. Rules: tags are 1, 2, 3, never used twice; the ring reaches from `base` to `next_tag` and is at
+# most SPAN_FACTOR times as long as what is in it, because its oldest entries move to the map of stragglers: one message
+# held for hours keeps no hundred million places. No Python object, no I/O; runs in the worker, without the GIL.
 #
 #       stragglers {3, 117}      ring   | x | . | x | x | . | x |           x outstanding, . settled
 #                                        base                  next_tag

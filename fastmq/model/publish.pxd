@@ -1,16 +1,19 @@
 # Publishing into a shard: deciding a run of records, and putting them into queues.
 #
-# Rules: a decision is all of its queues or none; a sequence taken before is dropped and confirmed, one that is not above the highest decided
-# and was not taken is refused `late`, a higher one is decided (design section 4). Records were checked by the front-end; here their lengths
-# are read again, within bounds, and nothing else. Runs in the worker, without the GIL.
+# Rules: a decision is all of its queues or none; a sequence taken before is dropped and confirmed, one that is not
+# above the highest decided and was not taken is refused `late`, a higher one is decided (design section 4). Records
+# were checked by the front-end; here their lengths are read again, within bounds, and nothing else. Runs in the worker,
+# without the GIL.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmq._core cimport Slot, ring_push_back
 from fastmq.model.effects cimport effects_hold, effects_refuse
 from fastmq.model.members cimport Queue
-from fastmq.model.publishers cimport Publisher, publisher_has, publisher_take, publisher_trim, publishers_forget, publishers_use
-from fastmq.model.shard_records cimport C_DECIDE, C_FORGET, C_TAKE, ChangeDecide, ChangeSession, ChangeTake, record_add, record_begin
+from fastmq.model.publishers cimport Publisher, publisher_has, publisher_take, publisher_trim, publishers_forget
+from fastmq.model.publishers cimport publishers_use
+from fastmq.model.shard_records cimport C_DECIDE, C_FORGET, C_TAKE, ChangeDecide, ChangeSession, ChangeTake, record_add
+from fastmq.model.shard_records cimport record_begin
 from fastmq.model.state cimport TICK_COUNT_MAX, ShardState, queue_find, queue_wake
 from fastmq.model.store cimport Chunk, NAME_NONE, chunk_data, name_take, store_large, store_open, tail_open
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend
@@ -20,7 +23,8 @@ from fastmq.wire.verbs cimport BAD_REQUEST, LATE, NO_QUEUE, OK
 
 
 cdef inline uint32_t record_length(const uint8_t* at, const uint8_t* end) noexcept nogil:
-    """The bytes of the record at `at`; 0 when it does not end before `end`, or is none. The short forms, most of all, in a few steps."""
+    """The bytes of the record at `at`; 0 when it does not end before `end`, or is none. The short forms, most of all,
+    in a few steps."""
     cdef const uint8_t* start = at
     cdef Reader r
     if end - at >= 6 and at[0] == 0x93 and 0xa0 <= at[1] <= 0xbf and end - at >= 6 + (at[1] & 31):
@@ -42,7 +46,8 @@ cdef inline uint32_t record_length(const uint8_t* at, const uint8_t* end) noexce
     return 0 if r.error else <uint32_t> (r.at - start)
 
 
-cdef inline uint32_t* records_measure(ShardState* s, const uint8_t* records, uint32_t size, uint32_t count) noexcept nogil:
+cdef inline uint32_t* records_measure(ShardState* s, const uint8_t* records, uint32_t size,
+                                      uint32_t count) noexcept nogil:
     """The lengths of `count` records that fill `size` bytes exactly; NULL when they do not."""
     cdef const uint8_t* at = records
     cdef const uint8_t* end = records + size
@@ -63,8 +68,8 @@ cdef inline uint32_t* records_measure(ShardState* s, const uint8_t* records, uin
     return sizes if at == end else NULL
 
 
-cdef inline void queue_put(ShardState* s, Queue* q, const uint8_t* records, const uint32_t* sizes, uint32_t count, uint64_t size,
-                           uint32_t name, uint64_t timestamp_ms) noexcept nogil:
+cdef inline void queue_put(ShardState* s, Queue* q, const uint8_t* records, const uint32_t* sizes, uint32_t count,
+                           uint64_t size, uint32_t name, uint64_t timestamp_ms) noexcept nogil:
     """Append messages. What fits into one chunk is copied at once, however many they are."""
     cdef uint32_t large = store_large(&s.store), i, used = 0, free_bytes = 0, fresh = 0
     cdef uint64_t place = 0, left = size
@@ -139,9 +144,10 @@ cdef inline bint put_large(ShardState* s, Queue* q, const uint8_t* record, uint3
     return True
 
 
-cdef inline void publish_take(ShardState* s, Publisher* p, uint64_t first, uint32_t count, const uint64_t* queues, uint32_t queue_count,
-                              const uint8_t* exchange, uint32_t exchange_size, const uint8_t* records, const uint32_t* sizes,
-                              uint32_t size, uint64_t timestamp_ms) noexcept nogil:
+cdef inline void publish_take(ShardState* s, Publisher* p, uint64_t first, uint32_t count, const uint64_t* queues,
+                              uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
+                              const uint8_t* records, const uint32_t* sizes, uint32_t size,
+                              uint64_t timestamp_ms) noexcept nogil:
     """Take new sequences into queues that are there."""
     cdef uint32_t name = name_take(&s.store.names, exchange, exchange_size, <uint64_t> count * queue_count)
     cdef bint durable = False
@@ -192,7 +198,8 @@ cdef inline void publish_decided(ShardState* s, Publisher* p) noexcept nogil:
         record_add(&s.records, C_DECIDE, True, &change, sizeof(change))
 
 
-cdef inline void publish_again(ShardState* s, Publisher* p, uint32_t frontend, uint64_t first, uint64_t last) noexcept nogil:
+cdef inline void publish_again(ShardState* s, Publisher* p, uint32_t frontend, uint64_t first,
+                               uint64_t last) noexcept nogil:
     """Answer sequences that are not above the highest decided."""
     cdef uint64_t until
     while first <= last:
@@ -235,9 +242,10 @@ cdef inline void publishers_tick(ShardState* s) noexcept nogil:
         publisher_forget(s, s.publishers.oldest)
 
 
-cdef inline void publish_run(ShardState* s, uint32_t frontend, uint64_t sid, uint64_t floor, uint64_t first, uint32_t count,
-                             const uint64_t* queues, uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
-                             const uint8_t* records, uint32_t size, uint64_t now_ms) noexcept nogil:
+cdef inline void publish_run(ShardState* s, uint32_t frontend, uint64_t sid, uint64_t floor, uint64_t first,
+                             uint32_t count, const uint64_t* queues, uint32_t queue_count, const uint8_t* exchange,
+                             uint32_t exchange_size, const uint8_t* records, uint32_t size,
+                             uint64_t now_ms) noexcept nogil:
     """Decide `count` sequences from `first` on; see Shard.publish."""
     cdef uint64_t last = first + count - 1, known
     cdef uint32_t code = OK, i, skipped

@@ -1,12 +1,13 @@
 # What a shard knows of its publishers: decided and taken sequences (design section 4, models/resend.py).
 #
-# Owns: a Publisher for each session that published here. Rules: `highest` is the highest sequence decided, refused ones too; `ranges` are the
-# sequences taken at or above `floor`, ascending, apart and never adjacent; a publisher is kept until BYE or until it was idle for long
-# enough, and the longest idle goes when there are too many. No Python object, no I/O; runs in the worker, without the GIL.
+# Owns: a Publisher for each session that published here. Rules: `highest` is the highest sequence decided, refused ones
+# too; `ranges` are the sequences taken at or above `floor`, ascending, apart and never adjacent; a publisher is kept
+# until BYE or until it was idle for long enough, and the longest idle goes when there are too many. No Python object,
+# no I/O; runs in the worker, without the GIL.
 #
 #       sequence     1  2  3  4  5  6  7  8  9 10 11
-#       taken              t  t     t  t  t                     ranges [3,4] [6,8], floor 3, highest 9 (5 and 9 were refused here,
-#       again                 drop        drop  LATE decide     or went to other shards only)
+#       taken              t  t     t  t  t                ranges [3,4] [6,8], floor 3, highest 9
+#       published again    drop  LATE  drop    LATE decide (5 and 9 were refused here; or 5 went to other shards only)
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
@@ -16,8 +17,9 @@ from fastmq.wire.link cimport LinkRange
 
 
 cdef enum:
-    TAKEN_RANGES_MAX = 65536        # of one publisher; the lowest is forgotten for one more: a client whose floor lies that far back is
-                                    # answered `late` where it would be answered `taken`
+    # Of one publisher. For one more the lowest is forgotten: a client whose floor lies that far back is answered `late`
+    # where it was taken.
+    TAKEN_RANGES_MAX = 65536
 
 
 cdef struct Publisher:
@@ -137,7 +139,7 @@ cdef inline bint publisher_take(Publisher* p, uint64_t first, uint64_t last) noe
             p.start += 1
             p.count -= 1
     if p.start + p.count == p.room:
-        if p.start >= 16 and p.start * 2 >= p.room:                 # half is free in front: amortised over as many takes
+        if p.start >= 16 and p.start * 2 >= p.room:     # half is free in front: amortised over as many takes
             memmove(p.ranges, p.ranges + p.start, p.count * sizeof(LinkRange))
             p.start = 0
         else:
@@ -155,7 +157,8 @@ cdef inline bint publisher_take(Publisher* p, uint64_t first, uint64_t last) noe
 
 
 cdef inline bint publisher_has(const Publisher* p, uint64_t sequence, uint64_t* last) noexcept nogil:
-    """Whether a sequence that is not above `highest` was taken; `last`: how far this answer holds, at most to `highest`."""
+    """Whether a sequence that is not above `highest` was taken; `last`: how far this answer holds, at most to
+    `highest`."""
     cdef uint32_t low = 0, high = p.count, middle
     cdef const LinkRange* found
     while low < high:                       # the first range that ends at or above the sequence

@@ -1,7 +1,8 @@
 # Applying the records of a shard: the other half of shard_records.
 #
-# Rules: a record is checked for its size and for what it names before it changes anything; one that does not fit the state ends the replay,
-# and the state is then worth nothing. The changes are made by the functions that made them first. Runs in the worker, without the GIL.
+# Rules: a record is checked for its size and for what it names before it changes anything; one that does not fit the
+# state ends the replay, and the state is then worth nothing. The changes are made by the functions that made them
+# first. Runs in the worker, without the GIL.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -12,9 +13,11 @@ from fastmq.model.members cimport Consumer, Queue, Session
 from fastmq.model.publish cimport publish_publisher, publish_take, publisher_forget, records_measure
 from fastmq.model.publishers cimport Publisher, publishers_find
 from fastmq.model.settle cimport Search, settle_range
-from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER, C_FORGET, C_PURGE, C_QUEUE, C_QUEUE_DELETE
+from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER, C_FORGET, C_PURGE, C_QUEUE
+from fastmq.model.shard_records cimport C_QUEUE_DELETE
 from fastmq.model.shard_records cimport C_SESSION, C_SESSION_END, C_SETTLE, C_TAKE, C_UNUSED
-from fastmq.model.shard_records cimport ChangeConsume, ChangeDecide, ChangeDeliver, ChangeQueue, ChangeSession, ChangeSettle
+from fastmq.model.shard_records cimport ChangeConsume, ChangeDecide, ChangeDeliver, ChangeQueue, ChangeSession
+from fastmq.model.shard_records cimport ChangeSettle
 from fastmq.model.shard_records cimport ChangeTake, RecordHead
 from fastmq.model.state cimport ShardState, queue_declare, queue_find, queue_wake
 from fastmq.model.state cimport session_find, session_leave, session_make, unused_clear
@@ -88,8 +91,8 @@ cdef inline int replay_take(ShardState* s, const uint8_t* at, size_t size) noexc
     p = publish_publisher(s, change.sid, change.floor)
     if sizes == NULL or p == NULL or change.first_seq <= p.highest:
         return -1
-    publish_take(s, p, change.first_seq, change.count, queues, change.queues, at, change.exchange_size, at + names, sizes,
-                 change.records_size, change.timestamp_ms)
+    publish_take(s, p, change.first_seq, change.count, queues, change.queues, at, change.exchange_size, at + names,
+                 sizes, change.records_size, change.timestamp_ms)
     return 0
 
 
@@ -126,7 +129,8 @@ cdef inline int replay_session(ShardState* s, const RecordHead* head, const uint
     return replay_consumer(s, session, head, at)
 
 
-cdef inline int replay_consumer(ShardState* s, Session* session, const RecordHead* head, const uint8_t* at) noexcept nogil:
+cdef inline int replay_consumer(ShardState* s, Session* session, const RecordHead* head,
+                                const uint8_t* at) noexcept nogil:
     cdef const ChangeConsume* consume = <const ChangeConsume*> at
     cdef const ChangeDeliver* deliver = <const ChangeDeliver*> at
     cdef const ChangeSettle* change = <const ChangeSettle*> at

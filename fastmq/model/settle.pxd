@@ -1,8 +1,9 @@
 # Settling: what a session says about the messages outstanding in it.
 #
-# Rules: exceptions first, then ranges, then `up_to`, so that an exception below `up_to` is heeded; only what is outstanding in that session
-# under this shard's epoch is touched, all else is counted in stale_settles; the work is bounded by the message and by what is outstanding,
-# whatever numbers the ranges hold. Runs in the worker, without the GIL.
+# Rules: exceptions first, then ranges, then `up_to`, so that an exception below `up_to` is heeded; only what is
+# outstanding in that session under this shard's epoch is touched, all else is counted in stale_settles; the work is
+# bounded by the message and by what is outstanding, whatever numbers the ranges hold. Runs in the worker, without the
+# GIL.
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq.model.members cimport Outstanding, Session
@@ -18,17 +19,19 @@ cdef enum:
     LOOKUP_SPAN_MAX = 64            # so short a range is looked up tag by tag where its first is not outstanding
 
 
-cdef struct Search:                 # where the last search through a session's list ended, and how much more may be searched
+cdef struct Search:                 # where the last search through a session's list ended, and how far it may go on
     uint64_t passed                 # everything below this tag has been passed over
     uint64_t after                  # the last tag passed over that is still outstanding; 0: none
     uint64_t left                   # steps
 
 
-cdef inline Outstanding* settle_first(ShardState* s, Session* session, uint64_t first, uint64_t last, Search* search) noexcept nogil:
+cdef inline Outstanding* settle_first(ShardState* s, Session* session, uint64_t first, uint64_t last,
+                                      Search* search) noexcept nogil:
     """The session's lowest outstanding message from `first` to `last`, or NULL.
 
-    A range of an honest client begins with one that is outstanding. Others are searched for, through the list from where the last
-    search ended, so that ascending ranges cost one walk together; those that go back and forth are given up when `left` is used up."""
+    A range of an honest client begins with one that is outstanding. Others are searched for, through the list from
+    where the last search ended, so that ascending ranges cost one walk together; those that go back and forth are given
+    up when `left` is used up."""
     cdef Outstanding* e = outstanding_find(&s.outstanding, first)
     cdef uint64_t tag
     if e != NULL and e.consumer.session == session:
@@ -101,6 +104,7 @@ cdef inline void settle(ShardState* s, const LinkSettle* head, const LinkRange* 
     """One SETTLE of a session; both lists have been found to be complete."""
     cdef Session* session = session_find(s, head.sid)
     cdef bint known = session != NULL and head.epoch == s.epoch
+    cdef const LinkSettleException* e
     cdef uint64_t settled = 0
     cdef uint32_t i
     cdef Search search
@@ -111,9 +115,10 @@ cdef inline void settle(ShardState* s, const LinkSettle* head, const LinkRange* 
         search.left = 4 * <uint64_t> session.outstanding + 1024
     for i in range(head.exceptions):
         settled = 0
-        if known and (exceptions[i].action == NACK or exceptions[i].action == REJECT or exceptions[i].action == RELEASE):
-            settled = settle_range(s, session, exceptions[i].first, exceptions[i].last, <int> exceptions[i].action, &search)
-        settle_stale(s, exceptions[i].first, exceptions[i].last, settled)
+        e = &exceptions[i]
+        if known and (e.action == NACK or e.action == REJECT or e.action == RELEASE):
+            settled = settle_range(s, session, e.first, e.last, <int> e.action, &search)
+        settle_stale(s, e.first, e.last, settled)
     search.passed = 0
     search.after = 0
     for i in range(head.ranges):

@@ -1,8 +1,9 @@
 # One shard: the unit of ownership, order and state. A state machine without I/O, clock, disk or randomness.
 #
-# Owns: its ShardState. Rules: everything that happens to it comes through a method below, with the time; everything it wants done lies in
-# `state.effects` (walk it with effects.effects_next, then effects_clear), the records of every change in `state.records` (then buffer_clear);
-# after `state.failed` (no memory) the effects must not be sent and the worker must end. One thread at a time, no GIL needed. Worker.
+# Owns: its ShardState. Rules: everything that happens to it comes through a method below, with the time; everything it
+# wants done lies in `state.effects` (walk it with effects.effects_next, then effects_clear), the records of every
+# change in `state.records` (then buffer_clear); after `state.failed` (no memory) the effects must not be sent and the
+# worker must end. One thread at a time, no GIL needed. Worker.
 #
 #   store       message bytes, exchange names             publish    decide a run of records, put it into queues
 #   members     queue, consumer, session, outstanding     deliver    whose turn, runs and deliveries, GET
@@ -27,13 +28,14 @@ cpdef enum HandleResult:
 cdef class Shard:
     cdef ShardState state
 
-    # One link message from a front-end; now_ms: wall clock, stamped on what it publishes; now_ns: monotonic. A HandleResult.
-    # An L_PUBLISH may hold other shards' entries: they are passed over. L_SHARD_COUNTS is the worker's: see counts.
+    # One link message from a front-end. now_ms: wall clock, stamped on what it publishes; now_ns: monotonic. Returns a
+    # HandleResult. An L_PUBLISH may hold other shards' entries: they are passed over. L_SHARD_COUNTS is the worker's: see
+    # counts.
     cdef int handle_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size, int64_t now_ms,
                             int64_t now_ns) noexcept nogil
 
-    # One decision: `count` records of `size` bytes together, with sequences first_seq and up, to all of the queues or none. The
-    # outcome is an effect. Bytes are copied; nothing is kept. Time for publishers is that of the last call with now_ns.
+    # One decision: `count` records of `size` bytes together, with sequences first_seq and up, to all of the queues or
+    # none. The outcome is an effect. Bytes are copied. Publishers age by the now_ns of the last call that had one.
     cdef void publish(self, uint32_t frontend, uint64_t sid, uint64_t floor, uint64_t first_seq, uint32_t count,
                       const uint64_t* queues, uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
                       const uint8_t* records, uint32_t size, int64_t now_ms) noexcept nogil
@@ -44,7 +46,8 @@ cdef class Shard:
     # Now and then (once a second will do): forget publishers, report unused auto-delete queues. Bounded work.
     cpdef void tick(self, int64_t now_ns) noexcept nogil
 
-    # Once a turn, after everything that was read was handled: deliver, and go on with jobs. Bounded work; True: call again soon.
+    # Once a turn, after everything that was read was handled: deliver, and go on with jobs. Bounded work; True: call
+    # again soon.
     cpdef bint pump(self, int64_t now_ns) noexcept nogil
 
     # Append a LinkCounts for each queue.

@@ -1,11 +1,13 @@
-"""One shard: the unit of ownership, order and state. A state machine without I/O, clock, disk or randomness (see shard.pxd)."""
+"""One shard: the unit of ownership, order and state. A state machine without I/O, clock, disk or randomness (see
+shard.pxd)."""
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
 from fastmq._core cimport Slot, ring_at, ring_free, ring_span
-from fastmq.model.attend cimport consumer_add, consumer_cancel, garbage_step, queue_delete, queue_purge, session_end, session_enter
+from fastmq.model.attend cimport consumer_add, consumer_cancel, garbage_step, queue_delete, queue_purge, session_end
+from fastmq.model.attend cimport session_enter
 from fastmq.model.compact cimport compact_step
 from fastmq.model.deliver cimport get_reply, pump_queues
 from fastmq.model.effects cimport EffectHead, effects_begin, effects_clear, effects_free, effects_init, effects_next
@@ -38,7 +40,8 @@ class BadRecord(FastMQError):
 
 # ---- link messages: each checks its payload before it changes anything
 
-cdef void reply(ShardState* s, uint32_t frontend, uint64_t token, uint32_t code, const LinkCounts* counts) noexcept nogil:
+cdef void reply(ShardState* s, uint32_t frontend, uint64_t token, uint32_t code,
+                const LinkCounts* counts) noexcept nogil:
     """Answer a request that wants an answer."""
     cdef LinkReply* at
     cdef size_t size = sizeof(LinkCounts) if counts != NULL else 0
@@ -63,7 +66,8 @@ cdef void queue_counts(const Queue* q, uint32_t affected, LinkCounts* out) noexc
     out.affected = affected
 
 
-cdef int handle_publish(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size, int64_t now_ms) noexcept nogil:
+cdef int handle_publish(ShardState* s, uint32_t frontend, const uint8_t* payload, size_t size,
+                        int64_t now_ms) noexcept nogil:
     cdef const LinkPublish* head = <const LinkPublish*> payload
     cdef const LinkPublishEntry* entries
     cdef const LinkPublishEntry* e
@@ -100,8 +104,8 @@ cdef int handle_publish(ShardState* s, uint32_t frontend, const uint8_t* payload
             s.failed = True
             return -3
         queues = <uint64_t*> s.delivery.segments.data
-        publish_run(s, frontend, head.sid, head.floor, e.first_seq, e.count, queues, count, payload + sizeof(LinkPublish),
-                    head.exchange_size, records + e.offset, e.size, <uint64_t> now_ms)
+        publish_run(s, frontend, head.sid, head.floor, e.first_seq, e.count, queues, count,
+                    payload + sizeof(LinkPublish), head.exchange_size, records + e.offset, e.size, <uint64_t> now_ms)
     buffer_clear(&s.delivery.segments)
     return 0
 
@@ -110,8 +114,10 @@ cdef int handle_settle(ShardState* s, uint32_t frontend, const uint8_t* payload,
     cdef const LinkSettle* head = <const LinkSettle*> payload
     cdef Session* session
     cdef const LinkRange* ranges
-    if size < sizeof(LinkSettle) or size - sizeof(LinkSettle) < (<size_t> head.ranges * sizeof(LinkRange)
-                                                                + <size_t> head.exceptions * sizeof(LinkSettleException)):
+    if size < sizeof(LinkSettle):
+        return -1
+    if size - sizeof(LinkSettle) < (<size_t> head.ranges * sizeof(LinkRange)
+                                    + <size_t> head.exceptions * sizeof(LinkSettleException)):
         return -1
     session = session_find(s, head.sid)
     if session != NULL and session.frontend != frontend:    # it lives elsewhere now
@@ -205,16 +211,21 @@ cdef int handle_attach(ShardState* s, const uint8_t* payload, size_t size) noexc
     return 0
 
 
-cdef int handle_queue(ShardState* s, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept nogil:
+cdef int handle_queue(ShardState* s, uint32_t frontend, uint16_t kind, const uint8_t* payload,
+                      size_t size) noexcept nogil:
     """Declare, delete, purge, counts."""
     cdef const LinkQueueRequest* head = <const LinkQueueRequest*> payload
     cdef const LinkQueue* described = <const LinkQueue*> (head + 1)
     cdef LinkCounts counts
+    cdef uint32_t flags
     cdef Queue* q
     if size < sizeof(LinkQueueRequest) or head.queue == 0:
         return -1
+    flags = head.flags
     if kind == L_QUEUE_DECLARE:
-        q = queue_declare(s, head.queue, head.flags if size < sizeof(LinkQueueRequest) + sizeof(LinkQueue) else described.flags)
+        if size >= sizeof(LinkQueueRequest) + sizeof(LinkQueue):
+            flags = described.flags
+        q = queue_declare(s, head.queue, flags)
         if q == NULL:
             s.failed = True
             return -3
@@ -238,13 +249,15 @@ cdef int handle_queue(ShardState* s, uint32_t frontend, uint16_t kind, const uin
 cdef class Shard:
     """One shard's state machine. Link messages in, effects and records out; see shard.pxd for what it owns and keeps.
 
-    Keyword arguments: `record_level` 0 writes no records, 1 all of them; `resume_ns` how long an auto-delete queue waits for consumers
-    that vanished; `publisher_keep_ns`, `publishers_max` how long and how many publishers are remembered. The last ones are for tests."""
+    Keyword arguments: `record_level` 0 writes no records, 1 all of them; `resume_ns` how long an auto-delete queue
+    waits for consumers that vanished; `publisher_keep_ns`, `publishers_max` how long and how many publishers are
+    remembered. The last ones are for tests."""
 
     def __cinit__(self, uint16_t index, uint64_t epoch, *, uint32_t record_level=0, int64_t resume_ns=30_000_000_000,
-                  int64_t publisher_keep_ns=3_600_000_000_000, uint32_t publishers_max=10_000, uint32_t chunk_size_max=65536,
-                  uint8_t ring_block_shift=0, uint64_t span_free=64, uint64_t delivery_size_max=DELIVERY_SIZE_MAX,
-                  uint32_t pump_count_max=PUMP_COUNT_MAX, uint64_t compact_slack_bytes=COMPACT_SLACK_BYTES):
+                  int64_t publisher_keep_ns=3_600_000_000_000, uint32_t publishers_max=10_000,
+                  uint32_t chunk_size_max=65536, uint8_t ring_block_shift=0, uint64_t span_free=64,
+                  uint64_t delivery_size_max=DELIVERY_SIZE_MAX, uint32_t pump_count_max=PUMP_COUNT_MAX,
+                  uint64_t compact_slack_bytes=COMPACT_SLACK_BYTES):
         cdef ShardState* s = &self.state
         memset(s, 0, sizeof(ShardState))
         s.index = index
@@ -306,8 +319,8 @@ cdef class Shard:
     cdef void publish(self, uint32_t frontend, uint64_t sid, uint64_t floor, uint64_t first_seq, uint32_t count,
                       const uint64_t* queues, uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
                       const uint8_t* records, uint32_t size, int64_t now_ms) noexcept nogil:
-        publish_run(&self.state, frontend, sid, floor, first_seq, count, queues, queue_count, exchange, exchange_size, records,
-                    size, <uint64_t> now_ms)
+        publish_run(&self.state, frontend, sid, floor, first_seq, count, queues, queue_count, exchange, exchange_size,
+                    records, size, <uint64_t> now_ms)
         state_failed(&self.state)
 
     cpdef void frontend_gone(self, uint32_t frontend, int64_t now_ns) noexcept nogil:
@@ -357,7 +370,8 @@ cdef class Shard:
     # ---- Python
 
     def handle(self, uint32_t frontend, uint16_t kind, bytes payload not None, int64_t now_ms, int64_t now_ns):
-        """One link message. Raises ValueError where the payload is malformed or the kind is not for a shard (nothing changed then)."""
+        """One link message. Raises ValueError where the payload is malformed or the kind is not for a shard (nothing
+        changed then)."""
         cdef const uint8_t* data = payload
         cdef size_t size = len(payload)
         cdef int result
@@ -366,7 +380,8 @@ cdef class Shard:
         if result == HANDLE_NO_MEMORY:
             raise MemoryError
         if result != HANDLE_OK:
-            raise ValueError(f"link message of kind {kind}: {'malformed' if result == HANDLE_MALFORMED else 'not for a shard'}")
+            why = "malformed" if result == HANDLE_MALFORMED else "not for a shard"
+            raise ValueError(f"link message of kind {kind}: {why}")
 
     def take_effects(self):
         """[(frontend, kind, shard, payload)...] since the last call."""
@@ -410,7 +425,8 @@ cdef class Shard:
         }
 
     def apply(self, bytes records not None, int64_t now_ns=0):
-        """Make the changes that `records` (of take_records, whole) tell of. Raises BadRecord; the state is then worth nothing."""
+        """Make the changes that `records` (of take_records, whole) tell of. Raises BadRecord; the state is then worth
+        nothing."""
         cdef ShardState* s = &self.state
         cdef uint32_t level = s.level
         cdef int result = -1
@@ -431,7 +447,8 @@ cdef class Shard:
             raise BadRecord("a record of this shard is damaged, or belongs to another state")
 
     def dump(self):
-        """The whole state as plain Python values: equal for equal states. Times of use are no part of it, their order is."""
+        """The whole state as plain Python values: equal for equal states. Times of use are no part of it, their order
+        is."""
         cdef ShardState* s = &self.state
         return {
             "index": s.index,
@@ -459,7 +476,7 @@ cdef void state_free(ShardState* s) noexcept nogil:
     cdef size_t i
     s.level = 0
     if s.sessions.entries != NULL:
-        for i in range(s.sessions.mask + 1):                # consumers that only outstanding messages keep, then sessions
+        for i in range(s.sessions.mask + 1):    # consumers that only outstanding messages keep, then sessions
             if s.sessions.entries[i].key:
                 session = <Session*> s.sessions.entries[i].value
                 while session.first != NULL:
@@ -562,8 +579,8 @@ cdef dict dump_outstanding(ShardState* s):
     for i in range(s.queue_count):
         e = s.queues[i].first
         while e != NULL:
-            found[e.tag] = (e.queue.id, e.consumer.session.sid, e.consumer.number, bool(e.consumer.closed), e.seq, e.deliveries,
-                            *dump_slot(s, &e.slot))
+            found[e.tag] = (e.queue.id, e.consumer.session.sid, e.consumer.number, bool(e.consumer.closed), e.seq,
+                            e.deliveries, *dump_slot(s, &e.slot))
             if outstanding_find(&s.outstanding, e.tag) != e:
                 raise AssertionError(f"tag {e.tag} is not found")
             e = e.queue_next
@@ -577,6 +594,7 @@ cdef list dump_publishers(ShardState* s):
     cdef list found = []
     cdef Publisher* p = s.publishers.oldest
     while p != NULL:
-        found.append((p.sid, p.floor, p.highest, [(p.ranges[p.start + i].first, p.ranges[p.start + i].last) for i in range(p.count)]))
+        ranges = [(p.ranges[p.start + i].first, p.ranges[p.start + i].last) for i in range(p.count)]
+        found.append((p.sid, p.floor, p.highest, ranges))
         p = p.newer
     return found

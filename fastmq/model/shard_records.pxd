@@ -1,14 +1,16 @@
-# The records of a shard: every change of its state, compact. `Shard.apply` of all of them, on an empty shard, gives the same state.
+# The records of a shard: every change of its state, compact. `Shard.apply` of all of them, on an empty shard, gives the
+# same state.
 #
-# Rules: a record says what was decided, never what was asked, and holds no time but a message's; what follows from it by the state alone
-# (which message a delivery took, who is next in turn) is not repeated: the same functions do it again. Native byte order; the log frames
-# and checks them. Runs in the worker, without the GIL.
+# Rules: a record says what was decided, never what was asked, and holds no time but a message's; what follows from it
+# by the state alone (which messages a delivery took, what a settlement reopens) is not repeated: the same functions do
+# it again. Native byte order; the log frames and checks them. Runs in the worker, without the GIL.
 #
 #       | RecordHead: size, kind, durable | struct of the kind | what the kind lists behind it, each part padded to 8 |
 #
-# To change a record: change its struct here, its writer in the function that makes the change, its case in Shard._apply, and the oracle
-# test of tests/unit/test_shard_oracle.py, which fails when any of them is forgotten. To write fewer (only what is durable): `level` in
-# ShardState says how much is written, `durable` in the head whether the record concerns a durable queue.
+# To change a record: change its struct here, its writer in the function that makes the change, its case in
+# replay.pxd, and the oracle test of tests/unit/test_shard_oracle.py, which fails when any of them is forgotten. To
+# write fewer (only what is durable): `level` in ShardState says how much is written, `durable` in the head whether the
+# record concerns a durable queue.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -95,7 +97,8 @@ cdef struct ChangeSettle:
 
 
 cdef inline uint8_t* record_begin(Buffer* records, uint16_t kind, bint durable, size_t size) noexcept nogil:
-    """Where `size` bytes behind the head are to be written, padding already zero; NULL (and `failed` set) when there is no memory."""
+    """Where `size` bytes behind the head are to be written, padding already zero; NULL (and `failed` set) when there is
+    no memory."""
     cdef size_t padded = (size + 7) & ~<size_t> 7
     cdef RecordHead* head = <RecordHead*> buffer_extend(records, sizeof(RecordHead) + padded)
     if head == NULL:
@@ -108,7 +111,8 @@ cdef inline uint8_t* record_begin(Buffer* records, uint16_t kind, bint durable, 
     return <uint8_t*> (head + 1)
 
 
-cdef inline void record_add(Buffer* records, uint16_t kind, bint durable, const void* change, size_t size) noexcept nogil:
+cdef inline void record_add(Buffer* records, uint16_t kind, bint durable, const void* change,
+                            size_t size) noexcept nogil:
     cdef uint8_t* at = record_begin(records, kind, durable, size)
     if at != NULL:
         memcpy(at, change, size)

@@ -1,8 +1,10 @@
-# The state of one shard, and what its parts share: finding queues and sessions, the list of queues to look at, moving one message.
+# The state of one shard, and what its parts share: finding queues and sessions, the list of queues to look at, moving
+# one message.
 #
-# Owns: everything in ShardState. Rules: a function changes the state, writes the record of that change when `level` asks for records, and
-# leaves what is to be said in `effects`; `failed` is set where memory ran out in the middle of a change: the shard's state is then worth
-# nothing, and its worker ends and is started again, as after any death. No Python object, no I/O, no clock; in the worker, without the GIL.
+# Owns: everything in ShardState. Rules: a function changes the state, writes the record of that change when `level`
+# asks for records, and leaves what is to be said in `effects`; `failed` is set where memory ran out in the middle of a
+# change: the shard's state is then worth nothing, and its worker ends and is started again, as after any death. No
+# Python object, no I/O, no clock; in the worker, without the GIL.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
@@ -212,7 +214,8 @@ cdef inline void consumer_reopen(ShardState* s, Consumer* c) noexcept nogil:
 
 
 cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexcept nogil:
-    """An outstanding message is outstanding no more: dropped (ACK, REJECT, FORGET) or back in its old place (NACK, RELEASE)."""
+    """An outstanding message is outstanding no more: dropped (ACK, REJECT, FORGET) or back in its old place (NACK,
+    RELEASE)."""
     cdef Queue* q = e.queue
     cdef Consumer* c = e.consumer
     cdef Session* session = c.session

@@ -1,8 +1,9 @@
 # The bytes of a shard's messages: chunks, and the names of the exchanges they came through.
 #
-# Owns: all chunks and names of one shard. A record lies in a chunk exactly as it was published; several chunks belong to a queue, one of
-# them (the tail) takes what is published next, so that consecutive messages of a queue are consecutive bytes. A chunk goes when its last
-# message goes. No Python object, no I/O; runs in the worker, without the GIL.
+# Owns: all chunks and names of one shard. A record lies in a chunk exactly as it was published; several chunks belong
+# to a queue, one of them (the tail) takes what is published next, so that consecutive messages of a queue are
+# consecutive bytes. A chunk goes when its last message goes. No Python object, no I/O; runs in the worker, without the
+# GIL.
 #
 #   Slot (24 bytes)    a: chunk << 32 | offset       b: size << 32 | name       c: timestamp_ms
 #
@@ -96,6 +97,10 @@ cdef inline uint64_t name_hash(const uint8_t* data, uint32_t size) noexcept nogi
     return value | 1
 
 
+cdef inline bint name_is(const Name* name, const uint8_t* data, uint32_t size) noexcept nogil:
+    return name.size == size and memcmp(name.data, data, size) == 0
+
+
 cdef inline void name_remove(Names* names, uint32_t place) noexcept nogil:
     cdef Name* name = &names.items[place]
     cdef uint32_t at = <uint32_t> idmap_get(&names.by_hash, name.hash, 0)
@@ -130,7 +135,7 @@ cdef inline uint32_t name_add(Names* names, const uint8_t* data, uint32_t size, 
     if copy == NULL:
         return NAME_NONE
     place = names.free - 1 if names.free else names.count
-    if not idmap_put(&names.by_hash, hash, place + 1):              # where the hash was there, its name comes behind this one
+    if not idmap_put(&names.by_hash, hash, place + 1):      # a name of the same hash comes behind this one
         free(copy)
         return NAME_NONE
     name = &names.items[place]
@@ -151,11 +156,11 @@ cdef inline uint32_t name_take(Names* names, const uint8_t* data, uint32_t size,
     """The number of a name that `uses` more messages have; NAME_NONE, and nothing changed, when there is no memory."""
     cdef uint32_t place = names.last, old = names.last, head
     cdef uint64_t hash
-    if place == NAME_NONE or names.items[place].size != size or memcmp(names.items[place].data, data, size) != 0:
+    if place == NAME_NONE or not name_is(&names.items[place], data, size):
         hash = name_hash(data, size)
         head = <uint32_t> idmap_get(&names.by_hash, hash, 0)
         place = head - 1
-        while place != NAME_NONE and (names.items[place].size != size or memcmp(names.items[place].data, data, size) != 0):
+        while place != NAME_NONE and not name_is(&names.items[place], data, size):
             place = names.items[place].next - 1
         if place == NAME_NONE:
             place = name_add(names, data, size, hash)
@@ -306,7 +311,8 @@ cdef inline bint tail_open(Store* store, Chunk** tail, uint64_t wanted) noexcept
 
 
 cdef inline Chunk* store_room_for(Store* store, Chunk** tail, uint32_t size, uint64_t wanted) noexcept nogil:
-    """The chunk into which a record of `size` bytes goes next, at `used`: the tail or one of its own; NULL when there is no memory."""
+    """The chunk into which a record of `size` bytes goes next, at `used`: the tail or one of its own; NULL when there
+    is no memory."""
     if size > store_large(store):
         return store_open(store, size)
     if tail[0] == NULL or tail[0].room - tail[0].used < size:
@@ -339,7 +345,8 @@ cdef inline bint chunk_is_sparse(const Chunk* chunk) noexcept nogil:
 
 
 cdef inline bint store_move(Store* store, Chunk** tail, Slot* slot, uint64_t wanted) noexcept nogil:
-    """Copy a message out of its chunk into its queue's tail and change the slot; False, and nothing changed, without memory."""
+    """Copy a message out of its chunk into its queue's tail and change the slot; False, and nothing changed, without
+    memory."""
     cdef Chunk* source = store_chunk(store, slot)
     cdef uint32_t size = slot_size(slot)
     cdef Slot old = slot[0]

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import pytest
+from shard_driver import NACK, RELEASE, Driver, record
+
 from fastmq.wire.link import LinkKind, QueueFlag
 from fastmq.wire.verbs import Code
-from shard_driver import NACK, RELEASE, Driver, record
 
 PUBLISHER, A, B = 11, 12, 13
 

@@ -5,12 +5,12 @@ import os
 import struct
 
 import pytest
-from fastmq.wire.link import LinkKind
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shard_driver import EPOCH, SHARD, TINY, Driver, Entry, publish_message, record, settle_message
 
 from fastmq.model.shard import BadRecord, Shard
+from fastmq.wire.link import LinkKind
 
 KINDS = [LinkKind.L_PUBLISH, LinkKind.L_SETTLE, LinkKind.L_CONSUME, LinkKind.L_CANCEL, LinkKind.L_GET, LinkKind.L_SESSION_END,
          LinkKind.L_ATTACH_SHARD, LinkKind.L_QUEUE_DECLARE, LinkKind.L_QUEUE_DELETE, LinkKind.L_QUEUE_PURGE, LinkKind.L_QUEUE_COUNTS]

@@ -5,12 +5,13 @@ import os
 import random
 from collections import Counter
 
-from fastmq.wire.link import LinkKind
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from shard_driver import EPOCH, TINY, Driver, Told, record
 from shard_oracle import Oracle, Queue, comparable
+
+from fastmq.wire.link import LinkKind
 
 RESUME_NS, KEEP_NS, PUBLISHERS_MAX = 50, 90, 3
 QUEUES = st.integers(1, 4)

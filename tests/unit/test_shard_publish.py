@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import pytest
+from shard_driver import SHARD, Driver, Entry, publish_message, record
+
 from fastmq.wire.link import LinkKind
 from fastmq.wire.verbs import Code
-from shard_driver import SHARD, Driver, Entry, publish_message, record
 
 SID = 11
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 import time
 
 import pytest
-from fastmq.wire.link import LinkKind
 from shard_driver import EPOCH, NACK, REJECT, RELEASE, Driver, record
+
+from fastmq.wire.link import LinkKind
 
 PUBLISHER, A, B = 11, 12, 13
 MANY = 2**64 - 1
