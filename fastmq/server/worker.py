@@ -61,7 +61,8 @@ class Worker:
             message, descriptors = found
             match message["op"]:
                 case "link":
-                    self._unlink(message["frontend"])
+                    if message["frontend"] in self._bells:      # else T would take one that it waits for as gone
+                        self._unlink(message["frontend"])
                     self._link(message["frontend"], *descriptors)
                 case "unlink":
                     self._unlink(message["frontend"])
