@@ -78,7 +78,7 @@ class Worker:
         self._look_at_bells()
 
     def _unlink(self, frontend: int) -> None:
-        """The front-end has died, or gets a fresh link."""
+        """The front-end has died (T waits for it no more, even if it was never linked), or gets a fresh link."""
         self._workshop.detach(frontend, time.monotonic_ns())
         for bell in self._bells.pop(frontend, ()):
             os.close(bell)

@@ -5,6 +5,7 @@ import select
 import subprocess
 import sys
 
+import msgpack
 import psutil
 import pytest
 from leaks import processes_of
@@ -15,7 +16,7 @@ from fastmq.config import Config
 from fastmq.net.ring import Link, make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control
-from fastmq.wire.link import LinkKind
+from fastmq.wire.link import LinkKind, QueueFlag
 
 PUBLISHER, CONSUMER = 11, 22
 
@@ -125,6 +126,19 @@ def test_fresh_link_takes_the_place_of_the_old_one(worker, frontend):
     again = Frontend(worker.link())
     again.consume(0, 100, CONSUMER)
     assert again.wait_for(LinkKind.L_DELIVER).records == [["k", None, b"kept"]]
+
+
+def test_shard_t_waits_for_the_front_end_that_was_alive_when_its_worker_began():
+    worker = WorkerProcess(index=0, map=[0, 1], frontends=[0])
+    frontend = Frontend(worker.link())
+    number, _ = msgpack.unpackb(frontend.wait_for(LinkKind.L_SNAPSHOT))
+    assert number == 0, "it would be taken over by the front-end, which knows more"
+    known = [5 << 32, [[(5 << 32) + 1, 3, "/", "jobs", QueueFlag.QUEUE_DURABLE, 0, 0]]]
+    frontend.hand_back(known)
+    number, records = msgpack.unpackb(frontend.wait_for(LinkKind.L_SNAPSHOT))
+    assert number == EPOCH << 32
+    assert known[1][0] in records
+    worker.end()
 
 
 def test_worker_ends_when_its_control_socket_ends(worker, run):
