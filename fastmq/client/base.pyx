@@ -1,7 +1,5 @@
 """The part of the blocking client that is on the way of a message: see base.pxd."""
-cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memchr
 
 from fastmq.client.connection cimport IMPATIENT, WAITED, WAITED_CLOSED, Connection
@@ -12,7 +10,7 @@ from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP
 from fastmq.client.posix cimport clock_ns
 from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_due
-from fastmq.client.requests cimport REQUEST_FAILED, REQUEST_WAITING, Request, requests_find, requests_remove
+from fastmq.client.requests cimport REQUEST_FAILED, Request, requests_find, requests_remove
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 from fastmq.wire.limits cimport MESSAGE_SIZE_MAX, NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
 from fastmq.wire.msgpack cimport Reader, mp_bool, mp_map, mp_skip, mp_str, mp_uint, reader_init
@@ -20,7 +18,7 @@ from fastmq.wire.verbs cimport MANDATORY
 
 import msgpack
 
-from fastmq.errors import BadArgument, Closed, Failure, PublishError, TimedOut
+from fastmq.errors import BadArgument, Closed, Failure, PublishError
 
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
@@ -208,7 +206,7 @@ cdef class ClientBase:
                 return sequence
             waited = self._commands.wait_for(WAIT_ROOM, size, deadline)
             if waited != WAITED:
-                self._commands.fail(waited, "the broker did not take earlier messages in time, so the window stayed full; nothing was published")
+                self._commands.fail(waited, "earlier messages were not taken in time, so the window stayed full; nothing was published")
 
     def _raise_if_full_of_failures(self):
         if self.core.publishes.failures >= FAILURES_MAX:
@@ -305,6 +303,8 @@ cdef class ClientBase:
     def _forget(self, uint64_t number):
         self._commands.lock()
         self.core.forget(number)
+        if self.core.settles.ranges:
+            self._commands.linger()
         self._commands.unlock()
 
     # ---- for the helper thread and the end
@@ -354,7 +354,7 @@ cdef class ClientBase:
 
     @property
     def _why_broken(self):
-        return self.core.why_broken
+        return self._commands.why_broken
 
     @property
     def session_id(self):

@@ -15,6 +15,7 @@ from fastmq.client.message import Message
 from fastmq.client.subscription import Subscription
 from fastmq.client.url import Address, parse_url
 from fastmq.errors import (
+    ERROR_OF_CODE,
     BadArgument,
     Closed,
     ConnectionFailed,
@@ -31,6 +32,7 @@ CONSUME_WINDOW_BYTES = 64 * 2**20
 RETRY_PAUSE_S = (0.01, 0.25)  # between requests that are answered `unavailable`: the first, the longest
 GET_PAUSE_S = (0.001, 0.02)  # between looks into an empty queue
 SUBSCRIPTION_KINDS = {"exact": "e", "topic": "t"}
+PASSING = frozenset(("unavailable", "closing-down", "limit"))  # answers to HELLO that may be another one in a moment
 NOT_REPEATED = frozenset((Verb.PURGE_QUEUE, Verb.DELETE_QUEUE, Verb.DELETE_EXCHANGE))
 
 
@@ -89,17 +91,9 @@ class Client(ClientBase):
         if why is None:
             raise ConnectionFailed(f"no fastmq broker at {address}: the connection was accepted, but no answer came in {timeout:g} s")
         code, text = why
-        error = error_from_wire(code, text)
-        if type(error) is FastMQError or code in ("unavailable", "closing-down", "limit") or self._broke_off(code):
-            raise ConnectionFailed(f"no fastmq broker at {address}: {text}", code)
-        raise error
-
-    @staticmethod
-    def _broke_off(code: str) -> bool:
-        """Whether the code says that the connection failed, not that the broker refused."""
-        from fastmq.errors import ERROR_OF_CODE
-
-        return code not in ERROR_OF_CODE
+        if code in ERROR_OF_CODE and code not in PASSING:
+            raise error_from_wire(code, text)
+        raise ConnectionFailed(f"no fastmq broker at {address}: {text}", code)
 
     def _abort(self) -> None:
         self._closed = True

@@ -48,6 +48,7 @@ cdef class Connection:
     cdef uint64_t reads_seen                # by the helper when it looked last
     cdef uint64_t linger_ns                 # when what waits must be sent; 0: nothing waits
     cdef uint64_t helper_wakes_ns           # the helper looks here at that time at the latest
+    cdef uint64_t retry_ns                  # the helper makes no connection before that
     cdef uint64_t lost_ns                   # since when there is no session; 0: there is one
     cdef public uint64_t patience_ns        # how long waiting calls bear that
     cdef public str address                 # for people
@@ -73,6 +74,7 @@ cdef class Connection:
 
 
 cpdef enum HelperCall:
+    HELPER_NOTHING = -1
     HELPER_CLOSE = 0                        # the client is closed
     HELPER_COMMANDS = 1                     # the command connection is to be made again
     HELPER_EVENTS = 2                       # the events connection is to be made

@@ -3,7 +3,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from fastmq.client.peer cimport BREAK_ENDED, NEVER, WAIT_UP, Peer
+from fastmq.client.peer cimport BREAK_ENDED, NEVER, WAIT_UP, Peer, reason_of
 from fastmq.client.posix cimport (
     MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, SHUT_RDWR, SHUT_WR, block_signals, clock_ns, cond_init, cond_wait_ns, is_again, is_interrupted,
     poll_ns, pollfd, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy, pthread_mutex_init, read, recv, send,
@@ -74,9 +74,9 @@ cdef class Connection:
         """Read what is there, as far as one turn goes, and send what that made due."""
         cdef uint8_t* at
         cdef ssize_t size
-        cdef int i
+        cdef int _i
         cdef bint heard = False
-        for i in range(READS_MAX):
+        for _i in range(READS_MAX):
             if self.fd < 0 or self.cut or not self.peer.wants_input():
                 break
             at = zmtp_room(&self.peer.z, READ_SIZE)
@@ -214,10 +214,9 @@ cdef class Connection:
         if waited == WAITED_CLOSED:
             raise Closed("the client was closed")
         if waited == WAITED_LOST or self.lost_ns:
-            problem = self.problem
-            if self.peer.broken:
-                problem = self.peer.why_broken[1]
-            raise ConnectionFailed(f"no connection to the fastmq broker at {self.address}: {problem or 'it was lost'}")
+            why = self.why_broken
+            problem = (why[1] if why else self.problem) or "it was lost"
+            raise ConnectionFailed(f"no connection to the fastmq broker at {self.address}: {problem}")
         raise TimedOut(late)
 
     # ---- what the helper does
@@ -344,9 +343,20 @@ cdef class Connection:
 
     @property
     def why_broken(self):
-        """Why the connection there was had to be cut, a sentence; "" for none."""
-        why = self.peer.why_broken
-        return why[1] if why else ""
+        """(code, sentence): why the connection there was had to be cut; None while it is good."""
+        cdef bytes said = b"", text
+        cdef int broken
+        self.lock()
+        broken = self.peer.broken
+        text = <bytes> self.peer.z.text
+        if self.peer.said.size:
+            said = <bytes> self.peer.said.data[:self.peer.said.size]
+        self.unlock()
+        return reason_of(broken, said, text)
+
+    def pause(self, double seconds):
+        """The helper is not to make a connection before that."""
+        self.retry_ns = clock_ns() + <uint64_t> (seconds * 1e9)
 
     @property
     def is_closed(self):
@@ -367,7 +377,10 @@ cdef class Helper:
         events.wake_fd = self.wake_write
 
     def __dealloc__(self):
-        self.commands.wake_fd = self.events.wake_fd = -1
+        for connection in (self.commands, self.events):
+            (<Connection> connection).lock()
+            (<Connection> connection).wake_fd = -1
+            (<Connection> connection).unlock()
         os.close(self.wake_read)
         os.close(self.wake_write)
 
@@ -392,7 +405,7 @@ cdef class Helper:
             due = now + NAP_NS
             call = self.look(self.commands, &events[0], now, &due, HELPER_COMMANDS)
             if call < 0:
-                call = self.look(self.events, &events[1], now, &due, HELPER_EVENTS)
+                call = self.look(self.events, &events[1], now, &due, HELPER_EVENTS if self.was_up else HELPER_NOTHING)
             if call >= 0:
                 return call
             events[2].fd = self.wake_read
@@ -417,9 +430,13 @@ cdef class Helper:
         if c.closed:
             call = HELPER_CLOSE
         elif c.cut and not c.reading or c.fd < 0 and not c.dormant:
-            call = lost
             if lost == HELPER_COMMANDS:
                 self.was_up = False
+            if now >= c.retry_ns:
+                call = lost
+            else:
+                due[0] = min(due[0], c.retry_ns)
+                c.helper_wakes_ns = due[0]
         elif lost == HELPER_COMMANDS:
             if c.lost_ns:
                 self.was_up = False

@@ -8,10 +8,10 @@ from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, ConsumerState, Run, consumer_add, consumer_end,
     run_exchange, run_read, run_records, settles_ack,
 )
-from fastmq.client.peer cimport BREAK_NO_MEMORY, BREAK_PROTOCOL, BREAK_SESSION, Peer
+from fastmq.client.peer cimport BREAK_NO_MEMORY, BREAK_PROTOCOL, BREAK_SESSION
 from fastmq.client.publishes cimport (
     PUBLISH_NO_MEMORY, publishes_add, publishes_advance, publishes_confirm, publishes_floor, publishes_refuse,
-    publishes_restart, publishes_sent_up_to, publishes_write,
+    publishes_restart, publishes_sent_up_to,
 )
 from fastmq.client.requests cimport (
     REQUEST_DONE, REQUEST_FAILED, REQUEST_WAITING, Request, request_fail, request_write, requests_find, requests_remove,
@@ -150,13 +150,13 @@ cdef class ClientCore(Session):
     cdef bint on_confirm(self, uint64_t incarnation, Reader* r, uint64_t now) noexcept nogil:
         """up_to, [[first, last]...], [[first, last, code, text]...], window in messages, in bytes"""
         cdef uint64_t up_to = mp_read_uint(r), first, last, messages, size
-        cdef uint32_t count = mp_read_array(r), i
+        cdef uint32_t count = mp_read_array(r), _i
         cdef Reader ranges = r[0]
-        for i in range(count):
+        for _i in range(count):
             mp_skip(r)
         if r.error or not self.on_refusals(r):          # refusals first: `up_to` and the ranges may reach over them
             return False
-        for i in range(count):
+        for _i in range(count):
             if mp_read_array(&ranges) != 2:
                 return False
             first = mp_read_uint(&ranges)
@@ -180,11 +180,11 @@ cdef class ClientCore(Session):
         return True
 
     cdef bint on_refusals(self, Reader* r) noexcept nogil:
-        cdef uint32_t count = mp_read_array(r), i, code_size = 0, text_size = 0
+        cdef uint32_t count = mp_read_array(r), _i, code_size = 0, text_size = 0
         cdef uint64_t first, last
         cdef const uint8_t* code
         cdef const uint8_t* text
-        for i in range(count):
+        for _i in range(count):
             if mp_read_array(r) != 4:
                 return False
             first = mp_read_uint(r)
@@ -212,11 +212,11 @@ cdef class ClientCore(Session):
 
     cdef bint on_deliver(self, Reader* r, Reader* records) noexcept nogil:
         """[run...] with the records of all of them; what a consumer that has gone does not want goes back unseen."""
-        cdef uint32_t count = mp_read_array(r), i
-        cdef bint malformed = False
+        cdef uint32_t count = mp_read_array(r), _i
+        cdef bint malformed = False, at_once = False
         cdef ConsumerState* c
         cdef Run* run
-        for i in range(count):
+        for _i in range(count):
             run = run_read(r, records, &malformed)
             if malformed:
                 return False
@@ -227,15 +227,17 @@ cdef class ClientCore(Session):
             c = self.consumer(run.consumer)
             if c == NULL or c.phase >= CONSUMER_CLOSING:
                 self.release_run(run)
+                at_once = True
                 continue
             # Acknowledged on arrival, but only as much as one prefetch ahead of the application: the local buffer stays bounded.
             run.acked = c.auto_ack and c.waiting_messages < c.window_messages and c.waiting_bytes < c.window_bytes
             if run.acked:
+                at_once = True
                 settles_ack(&self.settles, run.shard, run.epoch, run.first_n, run.first_n + run.count - 1)
             if not consumer_add(c, run):
                 self.release_run(run)
                 return False
-        if self.settles.messages >= self.settle_due:
+        if at_once or self.settles.messages >= self.settle_due:
             self.flush_settles()
         return records.at == records.end
 

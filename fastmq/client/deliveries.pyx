@@ -25,7 +25,7 @@ cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogi
     """
     cdef const uint8_t* exchange
     cdef const uint8_t* start
-    cdef uint32_t exchange_size = 0, consumer, shard, count, deliveries, i
+    cdef uint32_t exchange_size = 0, consumer, shard, count, deliveries, _i
     cdef uint64_t epoch, first_n, timestamp_ms
     cdef Record record
     cdef Run* run
@@ -43,7 +43,7 @@ cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogi
     if head.error or shard >= SHARDS_MAX or count == 0 or first_n == 0 or first_n > TAG_MAX or exchange_size > 255:
         return NULL
     start = records.at
-    for i in range(count):
+    for _i in range(count):
         if record_read(records, &record) != RECORD_GOOD:
             return NULL
     malformed[0] = False

@@ -191,7 +191,7 @@ cdef class EventsCore(Peer):
         cdef Topic* topic
         cdef const uint8_t* records
         cdef uint64_t epoch, n
-        cdef uint32_t count, i
+        cdef uint32_t count, _i
         if self.z.frames < 2:
             return False
         reader_init(&r, zmtp_frame(&self.z, 1), self.z.frame[1].size)
@@ -210,7 +210,7 @@ cdef class EventsCore(Peer):
             return True
         records = zmtp_frame(&self.z, 2)
         reader_init(&r, records, self.z.frame[2].size)
-        for i in range(count):
+        for _i in range(count):
             if record_read(&r, &record) != RECORD_GOOD:
                 return False
         if r.at != r.end:
@@ -306,11 +306,11 @@ cdef class EventsCore(Peer):
         cdef EventRun* run = self.take(s)
         cdef Reader r
         cdef Record record
-        cdef uint32_t i
+        cdef uint32_t _i
         found = []
         while run != NULL:
             reader_init(&r, <uint8_t*> run + sizeof(EventRun), run.size)
-            for i in range(run.count):
+            for _i in range(run.count):
                 if record_read(&r, &record) == RECORD_GOOD:
                     found.append((record.routing_key[:record.routing_key_size].decode(errors="replace"),
                                   record.properties[:record.properties_size], record.body[:record.body_size]))

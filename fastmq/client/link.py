@@ -86,15 +86,13 @@ class Link:
                 self._subscribe_again()
 
     def _again(self, connection: Connection) -> None:
-        """Make a lost connection again, after a pause that grows with the failures in a row."""
+        """Try to make a lost connection again; before the next try there is a pause that grows with the failures in a row."""
         self._close_socket(connection)
-        connection.problem = connection.why_broken or connection.problem
+        why = connection.why_broken
+        connection.problem = why[1] if why else connection.problem
         failures = self._failures[id(connection)]
-        if failures:
-            pause = min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures - 1, 10))
-            if self._closed.wait(pause * random.uniform(0.5, 1.0)):
-                return
         self._failures[id(connection)] = failures + 1
+        connection.pause(min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
         try:
             if connection is self._commands:
                 self._attach(connection, self._address.host, self._address.port, CONNECT_S)

@@ -2,7 +2,6 @@
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from fastmq.client.connection cimport Connection

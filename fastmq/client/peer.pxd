@@ -63,3 +63,6 @@ cdef class Peer:
     # for the kinds:
     cdef void on_opened(self, uint64_t now) noexcept nogil          # ZMTP is agreed
     cdef void on_message(self, uint64_t now) noexcept nogil         # z.frame[0 .. z.frames - 1]
+
+
+cdef tuple reason_of(int broken, bytes said, bytes text)

@@ -5,7 +5,7 @@ from libc.string cimport memcpy
 from fastmq.wire.buffer cimport buffer_clear, buffer_free
 from fastmq.wire.msgpack cimport mp_array, mp_str
 from fastmq.wire.zmtp cimport (
-    ZMTP_MESSAGE, ZMTP_NO_MEMORY, ZMTP_OPENED, ZMTP_STATE_OPEN, ZMTP_WAIT, zmtp_free, zmtp_next, zmtp_received, zmtp_room,
+    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_STATE_OPEN, ZMTP_WAIT, zmtp_free, zmtp_next, zmtp_received, zmtp_room,
     zmtp_sent, zmtp_start, zmtp_unsent,
 )
 
@@ -28,6 +28,16 @@ REASONS = {
     BREAK_ENDED: ("closed-by-broker", "the broker closed the connection"),
     BREAK_NO_MEMORY: ("no-memory", "there was no memory"),
 }
+
+
+cdef tuple reason_of(int broken, bytes said, bytes text):
+    """(code, sentence) for a Break or ZmtpEvent, with what the peer said; None for 0."""
+    if not broken:
+        return None
+    if broken == BREAK_REFUSED:
+        return tuple(msgpack.unpackb(said, unicode_errors="replace"))
+    code, sentence = REASONS.get(broken, ("broken", "the connection broke"))
+    return code, sentence.format(text=text.decode("ascii"))
 
 
 cdef class Peer:
@@ -141,13 +151,7 @@ cdef class Peer:
     @property
     def why_broken(self):
         """(code, sentence) saying why the connection must be cut; None while it is good."""
-        if not self.broken:
-            return None
-        if self.broken == BREAK_REFUSED:
-            code, text = msgpack.unpackb(<bytes> self.said.data[:self.said.size], unicode_errors="replace")
-            return code, text
-        code, text = REASONS.get(self.broken, ("broken", "the connection broke"))
-        return code, text.format(text=(<bytes> self.z.text).decode("ascii"))
+        return reason_of(self.broken, <bytes> self.said.data[:self.said.size] if self.said.size else b"", <bytes> self.z.text)
 
     @property
     def current_generation(self):

@@ -422,10 +422,10 @@ cdef bint decide(Publishes* p, Batch* b, uint32_t index) noexcept nogil:
 
 cdef void record_at(Batch* b, uint32_t index, Record* record) noexcept nogil:
     cdef Reader r
-    cdef uint32_t i
+    cdef uint32_t _i
     memset(record, 0, sizeof(Record))
     reader_init(&r, b.records.data, b.records.size)
-    for i in range(index + 1):
+    for _i in range(index + 1):
         record_read(&r, record)
 
 

@@ -1,10 +1,10 @@
 # ZMTP 3.x (https://rfc.zeromq.org/spec/23/), the NULL mechanism, in the roles DEALER and SUB: bytes <-> messages of frames.
 #
 # Owns the bytes of one connection in both directions. Rules: no I/O, no clock, no GIL; a peer's sizes are limited before anything is
-# allocated, and memory grows only as bytes arrive; whatever the peer sends ends in a message, a command that is answered here, or a
-# ZmtpError, after which nothing more is read. Version 3.0 is announced, so that subscriptions are messages in both directions.
+# allocated, and memory grows only as bytes arrive; whatever the peer sends ends in a message, a command that is answered here, or an
+# error, after which nothing more is read. Version 3.0 is announced, so that subscriptions are messages in both directions.
 #
-#   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> ZMTP_OPENED | ZMTP_MESSAGE | ZMTP_WAIT | a ZmtpError)...]... -> zmtp_start or zmtp_free
+#   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> OPENED | MESSAGE | WAIT | an error)...]... -> zmtp_start or zmtp_free
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmq.wire.buffer cimport Buffer
@@ -71,7 +71,7 @@ cdef void zmtp_start(Zmtp* z) noexcept nogil                        # a new conn
 cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil        # where up to `size` received bytes may be put; NULL: no memory
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
 cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
-cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # begin a frame of a message: its `size` bytes must follow
+cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # its `size` bytes must follow
 cdef void zmtp_ping(Zmtp* z) noexcept nogil
 cdef void zmtp_subscribe(Zmtp* z, const void* topic, size_t size, bint subscribe) noexcept nogil
 

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastmq.wire.buffer cimport (
-    Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_init, buffer_reserve,
+    Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_reserve,
 )
 
 cdef enum:

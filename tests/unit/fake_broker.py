@@ -26,9 +26,8 @@ class FakeBroker:
         self.context = zmq.Context()
         self.router = self.context.socket(zmq.ROUTER)
         self.router.linger = 0
-        self.port = self.router.bind_to_random_port("tcp://127.0.0.1") if not port else port
-        if port:
-            self.router.bind(f"tcp://127.0.0.1:{port}")
+        self.router.bind(f"tcp://127.0.0.1:{port or '*'}")
+        self.port = int(self.router.last_endpoint.rpartition(b":")[2])
         self.xpub = self.context.socket(zmq.XPUB)
         self.xpub.linger = 0
         self.xpub.xpub_verboser = True
