@@ -256,7 +256,7 @@ cdef inline bint _account_grow(Account* a, uint64_t need) noexcept nogil:
 cdef inline bint _account_spill(Account* a, uint64_t count) noexcept nogil:
     """Move open publishes from the tail to the stragglers until `count` more fit into the ring."""
     cdef uint64_t moved = a.head - a.tail + count - a.room
-    cdef uint64_t kept = 0, i
+    cdef uint64_t kept = 0, i, _
     cdef Open* entry
     cdef Open* stragglers
     if a.stragglers_count + moved > a.stragglers_room:          # leave out the decided ones first
@@ -272,7 +272,7 @@ cdef inline bint _account_spill(Account* a, uint64_t count) noexcept nogil:
                 return False
             a.stragglers = stragglers
             a.stragglers_room = 4 * (kept + moved)
-    for i in range(moved):
+    for _ in range(moved):
         entry = &a.ring[a.tail & (a.room - 1)]
         if entry.workers:
             a.stragglers[a.stragglers_count] = entry[0]

@@ -12,8 +12,7 @@ import os
 import threading
 
 cimport cython
-from libc.errno cimport EAGAIN
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 import zmq
@@ -93,7 +92,7 @@ class Subscriptions:
 
 @cython.final
 cdef class EventsThread:
-    """`xpub`: bound, manual and verboser; `monitor`: the PAIR socket of its monitor; both are this thread's from `start` until `stop` returns."""
+    """`xpub`: bound, manual and verboser; `monitor`: the PAIR socket of its monitor. Both are this thread's from `start` to `stop`."""
 
     cdef object _xpub
     cdef object _monitor

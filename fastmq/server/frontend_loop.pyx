@@ -7,8 +7,8 @@ a turn. libzmq's descriptors are edges: it sleeps only after a turn in which not
 """
 cimport cython
 from libc.errno cimport EAGAIN, EINTR
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -128,8 +128,9 @@ cdef class FrontendLoop:
         cdef size_t suspects = self.suspects.size // sizeof(Suspect)
         cdef bint drained = False
         cdef bint busy = False
-        cdef int count, worker
-        count = self.read_requests(&drained)
+        cdef int count = 0, worker
+        if self.sessions.serving:
+            count = self.read_requests(&drained)
         busy = self.read_monitor() or count > 0
         self.judge_requests(count)
         if self.suspects.size:

@@ -14,6 +14,7 @@ from fastmq.server.session cimport (
     REPLIES_WAITING_MAX, frame_free, frame_make, list_add, list_take, session_append, session_confirm, session_drop_first,
     session_finish_delivery, session_free, session_header, write_run,
 )
+from fastmq.server.workers cimport padded
 from fastmq.wire.buffer cimport buffer_add, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_free, idmap_get
 from fastmq.wire.link cimport LinkDeliver, LinkRun
@@ -26,10 +27,6 @@ from fastmq.errors import CODE_OF_NUMBER, TEXT_OF_NUMBER
 cdef enum:
     STRAYS_MAX = 4096                   # frames without a session that may wait in one turn
     TEXT_SIZE_MAX = 1024                # bytes of an error's sentence
-
-
-cdef inline size_t padded(size_t size) noexcept nogil:
-    return (size + 7) & ~<size_t> 7
 
 
 cdef bytes short_text(str text):
@@ -279,6 +276,11 @@ cdef class Outbox:
         cdef Session* s = self.find(sid)
         if s != NULL:
             self.say(s, CANCELLED, 3, msgpack.packb(consumer) + msgpack.packb(code) + short_text(text))
+
+    def is_connected(self, sid: int) -> bool:
+        """Whether a session is known and has a connection."""
+        cdef Session* s = self.find(sid)
+        return s != NULL and s.fd >= 0
 
     # ---- for tests and the simulation
 

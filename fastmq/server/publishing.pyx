@@ -16,12 +16,13 @@ from fastmq.server.accounts cimport (
 )
 from fastmq.server.live cimport Span
 from fastmq.server.routes cimport Destination
+from fastmq.server.workers cimport padded
 from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport BATCH_COUNT_MAX, MESSAGE_SIZE_MAX, NAME_SIZE_MAX
 from fastmq.wire.link cimport L_PUBLISH, LinkPublish, LinkPublishEntry
 from fastmq.wire.msgpack cimport Reader, mp_read_bin, reader_init
 from fastmq.wire.records cimport (
-    RECORD_GOOD, RECORD_KEY_TOO_LONG, RECORD_MALFORMED, RECORD_PROPERTIES_TOO_LARGE, Record, record_read, utf8_valid,
+    RECORD_GOOD, RECORD_MALFORMED, RECORD_PROPERTIES_TOO_LARGE, Record, record_read, utf8_valid,
 )
 from fastmq.wire.verbs cimport BAD_REQUEST, INTERNAL, LIMIT, MANDATORY, OVER_WINDOW, TOO_LARGE, UNROUTABLE
 
@@ -33,16 +34,11 @@ cdef enum:
     SCRATCH_KEEP = 4 * 1024 * 1024      # a scratch buffer larger than this is given back after the batch
 
 
-cdef inline size_t padded(size_t size) noexcept nogil:
-    return (size + 7) & ~<size_t> 7
-
-
 @cython.final
 cdef class Publishing:
     """`resolve(vhost, exchange, key)` answers what the cache does not know; exchange and key are UTF-8 bytes."""
 
     def __cinit__(self, Workers workers not None, LivePatterns live not None, resolve):
-        cdef int i
         buffer_init(&self.runs)
         buffer_init(&self.sizes)
         memset(self.parcels, 0, sizeof(self.parcels))

@@ -198,8 +198,9 @@ class Requests:
 
     def _described(self, token: int, client: Client, consumer: Consumer) -> bytes:
         return CONSUME.pack(
-            token, client.sid, consumer.queue, consumer.window_bytes, client.hello, consumer.number, consumer.window_messages, consumer.exclusive
-        )
+            token, client.sid, consumer.queue, consumer.window_bytes, client.hello, consumer.number, consumer.window_messages,
+            consumer.exclusive,
+        )  # fmt: skip
 
     def _cancel(self, client: Client, verb: int, request: int, number: int) -> None:
         consumer = client.consumers.get(number)
@@ -255,7 +256,7 @@ class Requests:
         hello = client.hello
 
         def done(code: int, payload: bytes) -> None:
-            result = msgpack.unpackb(payload) if payload else None
+            result: Any = msgpack.unpackb(payload) if payload else None
             if code != Code.OK:
                 self._sessions.answer_error(client.sid, hello, request, CODE_OF_NUMBER[code], result or TEXT_OF_NUMBER[code])
             elif verb == Verb.DECLARE_QUEUE:
@@ -343,7 +344,7 @@ class Requests:
 
     def _answer_status(self, gathering: Gathering) -> None:
         known = {counts[0]: counts for counts in gathering.counts}
-        queues = []
+        queues: list[dict[str, Any]] = []
         for queue in self.view.topology.queues.values():
             if len(queues) == STATUS_QUEUES_MAX:
                 break

@@ -5,32 +5,26 @@ from fastmq.server.live cimport LivePatterns
 from fastmq.server.outbox cimport Outbox, Source
 from fastmq.server.publishing cimport Publishing
 from fastmq.server.session cimport Session
+from fastmq.server.settling cimport Settling
 from fastmq.server.workers cimport Workers
-from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.idmap cimport IdMap
 from fastmq.wire.msgpack cimport Reader
-
-
-cdef struct SettleGroup:                # of the SETTLE in hand: one message to one shard
-    size_t start                        # in Sessions.settles
-    size_t size
-    uint16_t shard
 
 
 cdef class Sessions(Outbox):
     cdef readonly Workers workers
     cdef readonly LivePatterns live
     cdef readonly Publishing publishing
+    cdef readonly Settling settling
     cdef readonly object requests       # server.requests.Requests: what is not on the hot path
     cdef readonly object config
     cdef readonly uint64_t epoch
     cdef public str events_endpoint     # where the XPUB socket is bound, for WELCOME
+    cdef readonly bint serving          # the topology is known: requests may be read
     cdef bytes _key
     cdef object _random
     cdef IdMap by_fd                    # fd + 1 -> Session* that lives on it
     cdef dict _vanished                 # sids without a connection, in the order they lost it
-    cdef Buffer settles                 # scratch: LinkSettle, LinkRange[], LinkSettleException[] for each group
-    cdef Buffer groups                  # scratch: SettleGroup[]
     cdef uint64_t tick_at_ns
     # counters
     cdef readonly uint64_t received     # requests
@@ -40,7 +34,6 @@ cdef class Sessions(Outbox):
     cdef readonly uint64_t bad_incarnation
     cdef readonly uint64_t delivered    # messages
     cdef readonly uint64_t deliveries_dropped   # runs for a session that is not there, or has said HELLO since
-    cdef readonly uint64_t settles_dropped      # for a worker that is down
 
     cdef void receive_frames(
         self, int fd, uint32_t accept_count, const uint8_t* rid, size_t rid_size, int frames, const uint8_t* header,
@@ -61,12 +54,11 @@ cdef class Sessions(Outbox):
         self, Session* s, const Source* source, Reader* r, int fields, int frames, const uint8_t* records, size_t records_size
     ) noexcept nogil
     cdef void settle(self, Session* s, const Source* source, Reader* r, int fields) noexcept nogil
-    cdef bint read_settle_group(self, Session* s, Reader* r, uint32_t* left) noexcept nogil
     cdef void outcome(self, int worker, const uint8_t* payload) noexcept nogil
     cdef void deliver(self, const uint8_t* payload) noexcept nogil
     cdef void refuse_frames(self, Session* s, const Source* source, int frames, size_t header_size) noexcept with gil
     cdef void refuse_publish(self, Session* s, const Source* source, int result) noexcept with gil
-    cdef void refuse_settle(self, Session* s, const Source* source, bint too_large) noexcept with gil
+    cdef void refuse_settle(self, Session* s, const Source* source, int result) noexcept with gil
     cdef void cold(self, Session* s, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil
     cdef void cold_hello(self, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil
     cdef void cold_link(

@@ -4,7 +4,7 @@ Owns: the sessions, what waits to be sent to their clients, and (through its par
 client byte can make it fail; every refusal has a code; a session belongs to the connection of its last HELLO; PUBLISH, SETTLE, outcomes and
 deliveries make no Python object; everything that grows has a bound. The re-send rule is that of docs/protocol.md. Runs in front-ends.
 
-A turn of whoever drives it (server/frontend.pyx; tests and the simulation from Python):
+A turn of whoever drives it (server/frontend_loop.pyx; tests and the simulation from Python):
 
     tick(now) ... receive(...) for each request, pump() or from_worker(...) for each link message ... take_output()
 """
@@ -29,19 +29,19 @@ from fastmq.server.publishing cimport (
     PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
     PublishRequest,
 )
+from fastmq.server.settling cimport SETTLE_BAD, SETTLE_DONE, SETTLE_NO_MEMORY, SETTLE_TOO_LARGE
 from fastmq.server.session cimport session_deliver, session_drop_frames
-from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free
+from fastmq.server.workers cimport padded
 from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_put, idmap_remove
 from fastmq.wire.limits cimport BATCH_COUNT_MAX, HEADER_SIZE_MAX, NAME_SIZE_MAX, PROTOCOL_VERSION, SETTLE_RANGES_MAX
 from fastmq.wire.link cimport (
-    L_DELIVER, L_OUTCOME, L_SESSION_END, L_SETTLE, LinkDeliver, LinkHead, LinkOutcome, LinkRange, LinkRefusal, LinkRun,
-    LinkSessionEnd, LinkSettle, LinkSettleException,
+    L_DELIVER, L_OUTCOME, L_SESSION_END, LinkDeliver, LinkHead, LinkOutcome, LinkRange, LinkRefusal, LinkRun, LinkSessionEnd,
 )
 from fastmq.wire.msgpack cimport (
     Reader, mp_read_array, mp_read_bin, mp_read_str, mp_read_u32, mp_read_uint, reader_init,
 )
 from fastmq.wire.verbs cimport (
-    BAD_INCARNATION, BAD_REQUEST, BYE, CLOSING, CLOSING_DOWN, HELLO, INTERNAL, LIMIT, NACK, NO_SESSION, PUBLISH, RELEASE, RESEND,
+    BAD_INCARNATION, BAD_REQUEST, BYE, CLOSING, CLOSING_DOWN, HELLO, INTERNAL, LIMIT, NO_SESSION, PUBLISH, RESEND,
     SETTLE, STALE, TOO_LARGE, WELCOME,
 )
 
@@ -54,11 +54,6 @@ log = logging.getLogger(__name__)
 cdef enum:
     INCARNATION_MAX = 0x7fffffff        # of a HELLO; RESENDs count on from there
     TICK_NS = 100000000
-    SCRATCH_KEEP = 1048576
-
-
-cdef inline size_t padded(size_t size) noexcept nogil:
-    return (size + 7) & ~<size_t> 7
 
 
 @cython.final
@@ -82,11 +77,10 @@ cdef class Sessions(Outbox):
         self.live = LivePatterns(epoch, config.patterns_max, events_link)
         self.requests = Requests(self, config)
         self.publishing = Publishing(self.workers, self.live, self.requests.view.resolve)
+        self.settling = Settling(self.workers)
 
     def __dealloc__(self):
         idmap_free(&self.by_fd)
-        buffer_free(&self.settles)
-        buffer_free(&self.groups)
 
     def __len__(self):
         return self.by_sid.count
@@ -200,83 +194,11 @@ cdef class Sessions(Outbox):
             self.list_ready(s)
 
     cdef void settle(self, Session* s, const Source* source, Reader* r, int fields) noexcept nogil:
-        """[..., [[shard, epoch, up_to, [[first, last]...], [[first, last, action]...]]...]]; all of it is read before any of it is done."""
-        cdef uint32_t count = mp_read_array(r), left = SETTLE_RANGES_MAX, i
-        cdef SettleGroup* group
-        buffer_clear(&self.settles)
-        buffer_clear(&self.groups)
-        for i in range(count):
-            if not self.read_settle_group(s, r, &left):
-                break
-        if r.error or r.at != r.end or fields != 1 or left == 0:
-            self.refuse_settle(s, source, left == 0)
-            return
-        if self.settles.failed or self.groups.failed:
+        cdef int result = self.settling.settle(s, r) if fields == 1 else SETTLE_BAD
+        if result == SETTLE_NO_MEMORY:
             self.out_of_memory = True
-            return
-        group = <SettleGroup*> self.groups.data
-        for i in range(self.groups.size // sizeof(SettleGroup)):
-            if not self.workers.add(
-                self.workers.of_shard[group[i].shard], L_SETTLE, group[i].shard, self.settles.data + group[i].start, group[i].size
-            ):
-                self.settles_dropped += 1
-        if self.settles.room > SCRATCH_KEEP:
-            buffer_free(&self.settles)
-            buffer_free(&self.groups)
-
-    cdef bint read_settle_group(self, Session* s, Reader* r, uint32_t* left) noexcept nogil:
-        """Read one group; False when it is wrong, or when it leaves none of the ranges that one SETTLE may have."""
-        cdef SettleGroup group
-        cdef LinkSettle head
-        cdef LinkRange held
-        cdef LinkSettleException exception
-        cdef uint32_t shard, i
-        group.start = self.settles.size
-        if mp_read_array(r) != 5:
-            r.error = True
-        shard = mp_read_u32(r)
-        head.sid = s.sid
-        head.epoch = mp_read_uint(r)
-        head.up_to = mp_read_uint(r)
-        head.exceptions = 0
-        head.ranges = mp_read_array(r)
-        if r.error or shard >= <uint32_t> self.workers.shards or head.ranges + 1 >= left[0]:
-            r.error = r.error or shard >= <uint32_t> self.workers.shards
-            left[0] = left[0] if r.error else 0
-            return False
-        left[0] -= head.ranges + 1
-        group.shard = <uint16_t> shard
-        buffer_add(&self.settles, &head, sizeof(LinkSettle))
-        for i in range(head.ranges):
-            if mp_read_array(r) != 2:
-                r.error = True
-            held.first = mp_read_uint(r)
-            held.last = mp_read_uint(r)
-            if r.error or held.first > held.last:
-                r.error = True
-                return False
-            buffer_add(&self.settles, &held, sizeof(LinkRange))
-        head.exceptions = mp_read_array(r)
-        if r.error or head.exceptions >= left[0]:
-            left[0] = left[0] if r.error else 0
-            return False
-        left[0] -= head.exceptions
-        exception.padding = 0
-        for i in range(head.exceptions):
-            if mp_read_array(r) != 3:
-                r.error = True
-            exception.first = mp_read_uint(r)
-            exception.last = mp_read_uint(r)
-            exception.action = mp_read_u32(r)
-            if r.error or exception.first > exception.last or not NACK <= exception.action <= RELEASE:
-                r.error = True
-                return False
-            buffer_add(&self.settles, &exception, sizeof(LinkSettleException))
-        group.size = self.settles.size - group.start
-        if not self.settles.failed:
-            (<LinkSettle*> (self.settles.data + group.start)).exceptions = head.exceptions
-        buffer_add(&self.groups, &group, sizeof(SettleGroup))
-        return True
+        elif result != SETTLE_DONE:
+            self.refuse_settle(s, source, result)
 
     # ---- what workers say
 
@@ -357,25 +279,20 @@ cdef class Sessions(Outbox):
 
     cdef void refuse_publish(self, Session* s, const Source* source, int result) noexcept with gil:
         self.bad_requests += 1
-        if result == PUBLISH_BAD_SEQUENCE:
-            text = (f"the sequence is impossible: within an incarnation sequences rise (the last one was {s.account.last_seq}), "
-                    f"and none is below its floor, which is at least 1")
-        elif result == PUBLISH_BAD_COUNT:
-            text = f"a PUBLISH holds 1 to {int(BATCH_COUNT_MAX)} records"
-        elif result == PUBLISH_BAD_FLAGS:
-            text = "PUBLISH's flags: 1 is mandatory, the others are not known"
-        elif result == PUBLISH_BAD_EXCHANGE:
-            text = f"the exchange's name is not UTF-8 without NUL of at most {int(NAME_SIZE_MAX)} bytes"
-        elif result == PUBLISH_NO_MEMORY:
+        if result == PUBLISH_NO_MEMORY:
             self.refuse(s, source, LIMIT, "the front-end has no memory for this PUBLISH; nothing of it was taken")
             return
-        else:
-            text = f"PUBLISH is {shape_of(PUBLISH)}"
-        self.refuse(s, source, BAD_REQUEST, text)
+        self.refuse(s, source, BAD_REQUEST, {
+            PUBLISH_BAD_SEQUENCE: f"within an incarnation sequences rise (the last one was {s.account.last_seq}), and none is below its "
+                                  f"floor, which is at least 1",
+            PUBLISH_BAD_COUNT: f"a PUBLISH holds 1 to {int(BATCH_COUNT_MAX)} records",
+            PUBLISH_BAD_FLAGS: "of PUBLISH's flags only 1 (mandatory) is known",
+            PUBLISH_BAD_EXCHANGE: f"the exchange's name is not UTF-8 without NUL of at most {int(NAME_SIZE_MAX)} bytes",
+        }.get(result, f"PUBLISH is {shape_of(PUBLISH)}"))
 
-    cdef void refuse_settle(self, Session* s, const Source* source, bint too_large) noexcept with gil:
+    cdef void refuse_settle(self, Session* s, const Source* source, int result) noexcept with gil:
         self.bad_requests += 1
-        if too_large:
+        if result == SETTLE_TOO_LARGE:
             self.refuse(s, source, TOO_LARGE, f"a SETTLE holds at most {int(SETTLE_RANGES_MAX)} groups, ranges and exceptions")
         else:
             self.refuse(s, source, BAD_REQUEST, f"SETTLE is {shape_of(SETTLE)}, with each first not above its last, actions 1 to 3 and "
@@ -605,9 +522,13 @@ cdef class Sessions(Outbox):
         except Exception:
             log.exception("message %d of the XPUB thread", kind)
 
+    def begin_serving(self) -> None:
+        """There is a view of the topology: requests may be read. Before it every publish would be refused as `no-queue`."""
+        self.serving = True
+
     def drop_routes(self) -> None:
         """The topology or the set of live patterns has changed."""
-        self.publishing.routes.drop()
+        self.publishing.routes.clear()
 
     def resend_all(self) -> None:
         """RESEND to every session: its open publishes may be lost, its account is void."""
@@ -665,11 +586,6 @@ cdef class Sessions(Outbox):
                 self.flush_outcomes(s)
                 self.say(s, CLOSING, 2, msgpack.packb("closing-down") + msgpack.packb("the broker is stopping"))
 
-    def is_connected(self, sid: int) -> bool:
-        """Whether a session is known and has a connection."""
-        cdef Session* s = self.find(sid)
-        return s != NULL and s.fd >= 0
-
     def counters(self) -> dict[str, int]:
         """What has happened since this process began, for `status`."""
         publishing, live = self.publishing, self.live
@@ -677,7 +593,7 @@ cdef class Sessions(Outbox):
             "sessions": self.by_sid.count, "requests": self.received, "bad_requests": self.bad_requests, "stale": self.stale,
             "no_session": self.no_session, "bad_incarnation": self.bad_incarnation, "published": publishing.published,
             "refused": publishing.refused, "over_window": publishing.over_window, "unroutable": publishing.unroutable,
-            "delivered": self.delivered, "deliveries_dropped": self.deliveries_dropped, "settles_dropped": self.settles_dropped,
+            "delivered": self.delivered, "deliveries_dropped": self.deliveries_dropped, "settles_dropped": self.settling.dropped,
             "clients_too_slow": self.too_slow, "clients_unreachable": self.unreachable, "answers_dropped": self.strays_dropped,
             "live_patterns": len(live), "events_sent": live.events_sent, "events_dropped": live.events_dropped,
         }

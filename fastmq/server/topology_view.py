@@ -76,10 +76,11 @@ class TopologyView:
             return                      # the snapshot had it
         changed = self.topology.apply(record)
         self._sessions.drop_routes()
-        if record[1] == RecordKind.QUEUE_DECLARED:
-            self._queue_declared(changed)
-        elif record[1] == RecordKind.QUEUE_DELETED:
-            self._requests.queue_deleted(changed)
+        if isinstance(changed, Queue):
+            if record[1] == RecordKind.QUEUE_DECLARED:
+                self._queue_declared(changed)
+            else:
+                self._requests.queue_deleted(changed)
 
     def snapshot(self, payload: bytes) -> None:
         """T has begun, or has merged what front-ends handed back."""
@@ -98,6 +99,7 @@ class TopologyView:
         before, self.topology = self.topology, topology
         self._sessions.drop_routes()
         if before.number == 0:
+            self._sessions.begin_serving()
             self.attach([worker for worker in range(self._sessions.workers.count) if self._sessions.workers.is_up(worker)])
             return
         for queue in before.queues.values():

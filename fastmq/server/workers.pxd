@@ -5,6 +5,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from fastmq.wire.limits cimport SHARDS_MAX, WORKERS_MAX
 
 
+cdef inline size_t padded(size_t size) noexcept nogil:
+    """What `size` bytes take in a message of wire/link.pxd."""
+    return (size + 7) & ~<size_t> 7
+
+
 cdef class Workers:
     cdef readonly int count                     # workers of the broker, up or not
     cdef readonly int shards

@@ -1,0 +1,29 @@
+"""Live subscriptions as the main thread of a front-end sees them."""
+import enum
+
+from fastmq.net.ring import Link
+
+SUBSCRIPTION_SIZE_MAX: int
+
+class EventKind(enum.IntFlag):
+    E_EVENT = 1
+    E_ACTIVE = 2
+    E_UNUSED = 3
+
+def make_subscription(vhost: str, exchange: str, kind: str, pattern: str) -> bytes: ...
+def split_subscription(subscription: bytes) -> tuple[bytes, bytes, bytes, bytes] | None: ...
+
+class LivePatterns:
+    room: int
+    epoch: int
+    patterns_max: int
+    events_sent: int
+    events_dropped: int
+
+    def __init__(self, epoch: int, patterns_max: int, link: Link | None = None, waiting_max: int = ...) -> None: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, subscription: bytes) -> bool: ...
+    def activate(self, subscription: bytes) -> bool: ...
+    def deactivate(self, subscription: bytes) -> bool: ...
+    def match(self, vhost: bytes, exchange: bytes, key: bytes) -> list[int]: ...
+    def batch(self, records: bytes, sizes: list[int], spans: list[tuple[int, int, int, int, int]]) -> None: ...
