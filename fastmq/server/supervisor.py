@@ -28,7 +28,7 @@ from fastmq.server import programs
 from fastmq.server.control import Control, Message
 
 PAUSE_MIN_S = 0.01          # before the second restart of what dies soon; doubled each time
-PAUSE_MAX_S = 3.0
+PAUSE_MAX_S = 2.0
 CALM_S = 0.15               # life after `ready` that makes good for one death
 DRAIN_FRONTENDS_S = 1.1     # from the first signal: the front-ends' time,
 DRAIN_WORKERS_S = 1.4       # the workers',

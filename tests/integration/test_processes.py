@@ -169,6 +169,8 @@ def test_killed_supervisor_takes_hung_children_along(program, run):
 @pytest.mark.parametrize("name", Program.NAMES)
 def test_killed_process_is_restarted_each_time(program, name):
     before = program.children
+    others = [program.pid, *(pid for other, pid in before.items() if other != name)]
+    descriptors = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in others}
     for _ in range(KILLS):
         os.kill(before[name], signal.SIGKILL)
 
@@ -182,6 +184,7 @@ def test_killed_process_is_restarted_each_time(program, name):
             other: pid for other, pid in before.items() if other != name
         }, "the others go on"
         before = now
+    wait_until(lambda: {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in others} == descriptors, what="no descriptor is left open")
 
 
 def test_first_restart_comes_at_once(program):
