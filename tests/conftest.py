@@ -42,8 +42,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def run() -> Iterator[Run]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """The test's run; its teardown fails on a process, socket, shared-memory segment or temporary file that is left."""
+    tmp_path_factory.getbasetemp()  # made now, and not in the run's folder, by the first test that asks for tmp_path
     this = Run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTMQ_RUN_ID", this.id)

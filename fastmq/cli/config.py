@@ -1,0 +1,51 @@
+"""`fastmq config`: the settings of a broker; docs/config.md is what it prints with --markdown."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import click
+
+from fastmq.cli import EXIT_STATUS
+from fastmq.cli.output import write_bytes, write_json, write_table
+from fastmq.config import Config
+
+
+@click.command(epilog=EXIT_STATUS)
+@click.option("--config", "path", type=click.Path(), metavar="FILE", help="With the settings of this TOML file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: the settings and their values.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Every setting with its default, as in docs/config.md.")
+def command(path: str | None, as_json: bool, as_markdown: bool) -> None:
+    """Show the settings that `fastmq serve` would have here: defaults, over them FILE, over that the environment."""
+    if as_markdown:
+        write_bytes(markdown().encode())
+        return
+    config = Config.load(path)
+    if as_json:
+        write_json(config.to_map())
+    else:
+        rows = [(item.name, str(getattr(config, item.name)), item.metadata["help"]) for item in fields(Config)]
+        write_table("", ("setting", "value", "meaning"), rows)
+
+
+def markdown() -> str:
+    """docs/config.md."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `fastmq config --markdown` from fastmq/config.py; do not edit.",
+        "",
+        "A setting comes from its flag of `fastmq serve`, or else from the environment, or from the TOML file given",
+        "as `--config` (`workers = 2`), or is the default. `fastmq.Broker(...)` takes each as an argument. Times are",
+        "seconds, sizes bytes.",
+        "",
+        "| setting | flag | environment | default | least | most | meaning |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for item in fields(Config):
+        flag = f"`--{item.name.replace('_', '-')}`" if item.metadata["flag"] else ""
+        default = f"`{item.default}`" if item.default != "" else "empty"
+        low, high = ("" if item.metadata[name] is None else str(item.metadata[name]) for name in ("low", "high"))
+        cells = (f"`{item.name}`", flag, f"`FASTMQ_{item.name.upper()}`", default, low, high, item.metadata["help"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

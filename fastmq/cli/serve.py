@@ -1,0 +1,56 @@
+"""`fastmq serve`: a broker, its supervisor in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from fastmq.cli.output import say
+from fastmq.config import Config
+
+EXIT_STATUS_OF_SERVE = """\b
+Exit status: 0 stopped when asked to; 1 the broker could not start; 2 wrong
+usage, or a setting that is not possible."""
+
+
+def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each setting that has a flag."""
+    for item in reversed(fields(Config)):
+        if item.metadata["flag"]:
+            name, kind = "--" + item.name.replace("_", "-"), type(item.default)
+            default = "" if item.default == "" else f"  [default: {item.default}]"
+            function = click.option(name, item.name, type=kind, help=_sentence(item.metadata["help"]) + default)(
+                function
+            )
+    return function
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+@click.command(epilog=EXIT_STATUS_OF_SERVE)
+@setting_options
+@click.option("--ephemeral", is_flag=True, help="Keep nothing after the broker has stopped, and do not mention it.")
+@click.option(
+    "--config", "path", type=click.Path(), metavar="FILE", help="Settings in TOML; `fastmq config` lists them."
+)
+def command(ephemeral: bool, path: str | None, **flags: Any) -> int:
+    """Run a broker until SIGTERM or Ctrl-C; a second one ends it at once.
+
+    When it is ready, one line is written to standard output: `ready fastmq://HOST:PORT events=PORT`. A setting comes
+    from its option, or else from its environment variable (FASTMQ_WORKERS for --workers), or from FILE, or is the
+    default.
+    """
+    from fastmq.errors import BadArgument
+    from fastmq.server.supervisor import NO_DATA_DIR, Supervisor
+
+    config = Config.load(path).replace(**flags)
+    if config.data_dir:
+        raise BadArgument(NO_DATA_DIR)
+    if not ephemeral:
+        say("fastmq: this version keeps nothing on disk: when the broker stops, its queues and messages are gone")
+    return Supervisor(config).run()
