@@ -6,12 +6,12 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from fastmq.wire.limits import Limit
-from fastmq.wire.verbs import Code, SettleAction, Verb
 
 from fastmq.errors import WIRE_ERRORS
 from fastmq.server.fields import FIELDS
 from fastmq.server.requests import LIMITS
+from fastmq.wire.limits import Limit
+from fastmq.wire.verbs import Code, SettleAction, Verb
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 SECTIONS = {

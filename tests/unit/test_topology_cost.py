@@ -4,11 +4,11 @@ import gc
 import sys
 
 import pytest
-from fastmq.wire.verbs import Code, Verb
 
 from fastmq.config import Config
 from fastmq.model.topology import Topology
 from fastmq.model.topology_shard import TopologyShard
+from fastmq.wire.verbs import Code, Verb
 
 
 def lines_executed(call):

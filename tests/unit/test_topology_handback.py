@@ -1,12 +1,12 @@
 """Shard T after the death of another T or of a front-end: what is handed back, who claims what, and what goes when nobody does."""
 
 import pytest
-from fastmq.wire.verbs import Code, Verb
 
 from fastmq.config import Config
 from fastmq.model.claims import Claims
 from fastmq.model.topology import Topology
 from fastmq.model.topology_shard import TopologyShard
+from fastmq.wire.verbs import Code, Verb
 
 SECOND = 10**9
 RESUME_NS = 30 * SECOND

@@ -2,7 +2,6 @@
 
 import os
 
-from fastmq.wire.verbs import Verb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from topology_oracle import Oracle
@@ -11,6 +10,7 @@ from fastmq.config import Config
 from fastmq.errors import CODE_OF_NUMBER, FastMQError
 from fastmq.model.topology import Topology
 from fastmq.model.topology_shard import TopologyShard
+from fastmq.wire.verbs import Verb
 
 EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "150"))
 LIMITS = {"queues_max": 4, "exchanges_max": 7, "bindings_max": 12}

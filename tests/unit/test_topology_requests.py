@@ -2,13 +2,13 @@
 
 import msgpack
 import pytest
-from fastmq.wire.verbs import Verb
 
 from fastmq.config import Config
 from fastmq.errors import CODE_OF_NUMBER
 from fastmq.model.topology import RecordKind, Topology
 from fastmq.model.topology_shard import TopologyShard
 from fastmq.wire.shards import shard_of
+from fastmq.wire.verbs import Verb
 
 EPOCH = 3
 LONG = "n" * 256
