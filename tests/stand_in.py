@@ -4,13 +4,13 @@ import struct
 from typing import Any, NamedTuple
 
 import msgpack
-from fastmq.net.ring import Link
-from fastmq.server.workshop import Workshop
-from fastmq.wire.link import LinkKind, QueueFlag
-from fastmq.wire.verbs import Verb
 
 from fastmq.config import Config
+from fastmq.net.ring import Link
+from fastmq.server.workshop import Workshop
 from fastmq.storage.log import NullLog
+from fastmq.wire.link import LinkKind, QueueFlag
+from fastmq.wire.verbs import Verb
 
 RING_SIZE = 65536
 EPOCH = 7

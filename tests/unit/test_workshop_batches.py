@@ -1,12 +1,13 @@
 """server/workshop.pyx: batches from and to front-ends, put together by session."""
 
 import pytest
-from fastmq.wire.limits import Limit
-from fastmq.wire.link import LinkKind
-from fastmq.wire.verbs import Code
 from hypothesis import given
 from hypothesis import strategies as st
 from stand_in import StandIn, make_workshop, record
+
+from fastmq.wire.limits import Limit
+from fastmq.wire.link import LinkKind
+from fastmq.wire.verbs import Code
 
 SHARDS = 8
 PUBLISHER, CONSUMER = 11, 22

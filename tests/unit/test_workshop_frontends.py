@@ -2,11 +2,11 @@
 
 import msgpack
 import pytest
-from fastmq.wire.link import LinkKind, QueueFlag
-from fastmq.wire.verbs import Code, Verb
 from stand_in import EPOCH, StandIn, make_workshop, record
 
 from fastmq.errors import FastMQError
+from fastmq.wire.link import LinkKind, QueueFlag
+from fastmq.wire.verbs import Code, Verb
 
 PUBLISHER, CONSUMER = 11, 22
 FIRST_NUMBER = EPOCH << 32
