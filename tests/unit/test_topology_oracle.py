@@ -12,7 +12,7 @@ from fastmq.model.topology import Topology
 from fastmq.model.topology_shard import TopologyShard
 from fastmq.wire.verbs import Verb
 
-EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "400"))
 LIMITS = {"queues_max": 4, "exchanges_max": 7, "bindings_max": 12}
 EXCHANGES = ("d", "f", "t", "u", "amq.topic", "amq.new", "")
 QUEUES = ("p", "q", "r", "amq.queue")
