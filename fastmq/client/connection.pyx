@@ -108,7 +108,10 @@ cdef class Connection:
         if self.cut or self.fd < 0:
             return
         self.cut = True
-        self.peer.break_off(why)
+        if why == BREAK_ENDED:
+            self.peer.ended()
+        else:
+            self.peer.break_off(why)
         self.peer.stop(now)
         shutdown(self.fd, SHUT_RDWR)
         self.linger_ns = 0

@@ -26,6 +26,7 @@ cpdef enum Break:
     BREAK_SESSION = -24                     # the broker does not know this session on this connection any more
     BREAK_ENDED = -25                       # the other side closed the connection
     BREAK_NO_MEMORY = -26
+    BREAK_UNWELCOME = -27                   # the other side closed the connection during the handshake
 
 
 # What a caller waits for, with the number that `which` is then.
@@ -59,6 +60,7 @@ cdef class Peer:
     cdef void flush(self, uint64_t now) noexcept nogil              # put what waits into z.out
     cdef bint met(self, int what, uint64_t which) noexcept nogil    # whether what a caller waits for (a Wait) is there
     cdef void break_off(self, int why) noexcept nogil
+    cdef void ended(self) noexcept nogil                            # the other side closed the connection
     cdef void refuse(self, const uint8_t* code, uint32_t code_size, const uint8_t* text, uint32_t text_size) noexcept nogil
     # for the kinds:
     cdef void on_opened(self, uint64_t now) noexcept nogil          # ZMTP is agreed

@@ -5,8 +5,8 @@ from libc.string cimport memcpy
 from fastmq.wire.buffer cimport buffer_clear, buffer_free
 from fastmq.wire.msgpack cimport mp_array, mp_str
 from fastmq.wire.zmtp cimport (
-    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_STATE_OPEN, ZMTP_WAIT, zmtp_free, zmtp_next, zmtp_received, zmtp_room,
-    zmtp_sent, zmtp_start, zmtp_unsent,
+    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_STATE_GREETING, ZMTP_STATE_HANDSHAKE, ZMTP_STATE_OPEN, ZMTP_WAIT, zmtp_free, zmtp_next,
+    zmtp_received, zmtp_room, zmtp_sent, zmtp_start, zmtp_unsent,
 )
 
 import msgpack
@@ -26,6 +26,8 @@ REASONS = {
     BREAK_PROTOCOL: ("bad-protocol", "the broker sent something that the protocol does not allow"),
     BREAK_SESSION: ("no-session", "the broker does not know this session any more"),
     BREAK_ENDED: ("closed-by-broker", "the broker closed the connection"),
+    BREAK_UNWELCOME: ("unwelcome", "the connection was closed during the handshake, as a broker does whose security mechanism is not NULL, "
+                      "or something that is no broker"),
     BREAK_NO_MEMORY: ("no-memory", "there was no memory"),
 }
 
@@ -102,6 +104,12 @@ cdef class Peer:
     cdef void break_off(self, int why) noexcept nogil:
         if not self.broken:
             self.broken = why
+
+    cdef void ended(self) noexcept nogil:
+        if self.z.state == ZMTP_STATE_GREETING or self.z.state == ZMTP_STATE_HANDSHAKE:
+            self.break_off(BREAK_UNWELCOME)
+        else:
+            self.break_off(BREAK_ENDED)
 
     cdef void refuse(self, const uint8_t* code, uint32_t code_size, const uint8_t* text, uint32_t text_size) noexcept nogil:
         buffer_clear(&self.said)

@@ -112,8 +112,6 @@ cdef int read_greeting(Zmtp* z) noexcept nogil:
     cdef const uint8_t* at = z.received.data
     cdef size_t size = z.received.size
     if size >= 1 and at[0] != 0xff or size >= 10 and not at[9] & 1:
-        if size:
-            set_text(z, at, size)
         return fail(z, ZMTP_NOT_ZMTP)
     if size >= 11 and at[10] < 3:
         return fail(z, ZMTP_OLD_VERSION)
