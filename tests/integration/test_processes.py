@@ -53,8 +53,8 @@ class Program:
 
     NAMES = ("frontend", "worker0", "worker1")
 
-    def __init__(self, **options):
-        command = [sys.executable, "-m", "fastmq.server.supervisor", "port=0", "events_port=0", "workers=2"]
+    def __init__(self, *arguments, **options):
+        command = [sys.executable, "-m", "fastmq.server.supervisor", *arguments, "port=0", "events_port=0", "workers=2"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options)
         self.line = self.process.stdout.readline()
         assert READY.fullmatch(self.line), self.line + self.process.stderr.read()
@@ -146,6 +146,15 @@ def test_second_sigterm_ends_at_once(program):
     program.process.terminate()
     program.end()
     assert time.monotonic() - began < 0.3
+
+
+def test_supervisor_that_is_asked_through_a_pipe_drains():
+    reader, writer = os.pipe()
+    program = Program("--asked-fd", str(reader), pass_fds=(reader,))
+    os.close(reader)
+    os.close(writer)
+    status, _, log = program.end()
+    assert (status, "asked to stop" in log) == (0, True)
 
 
 def test_killed_supervisor_leaves_nothing(program, run):
