@@ -404,7 +404,7 @@ def report(result: Result, reference: Reference, console: Console) -> bool:
         *((f"   counted by consumer {number + 1}", f"{count:,}") for number, count in enumerate(result.each)),
         ("lost", f"{result.lost:,}"),
         ("duplicated", f"{result.duplicated:,}"),
-        ("messages/s", f"{rate:,.0f}"),
+        ("messages/s", f"{rate:,.0f}" if rate >= 10 else f"{rate:.2f}"),
         ("publish to acknowledgement, p50", percentile_ms(result.latencies, 0.5)),
         ("publish to acknowledgement, p99", percentile_ms(result.latencies, 0.99)),
         ("live subscription, seen", f"{result.live[0]:,}"),

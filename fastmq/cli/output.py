@@ -60,12 +60,12 @@ def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         numbers = all(isinstance(row[index], int) for row in rows)
         table.add_column(column, justify="right" if numbers and rows else "left")
     for row in rows:
-        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else show(str(cell))) for cell in row))
+        table.add_row(*(Text(show(str(cell))) for cell in row))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH)
     with console.capture() as capture:
         console.print(table)

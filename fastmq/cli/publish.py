@@ -133,6 +133,9 @@ class Publishing:
         from fastmq.errors import BadArgument
 
         self.tally.published += 1
+        if len(body) > BODY_SIZE_MAX:
+            self.tally.refuse(name, f"it is longer than {BODY_SIZE_MAX >> 20} MiB", "too-large")
+            return
         try:
             self.names[self.mq.publish(self.key, body, timeout=self.timeout, **self.options)] = name
         except BadArgument as error:
