@@ -12,7 +12,7 @@ from fastmq.model.topology import Topology
 from fastmq.model.topology_shard import TopologyShard
 from fastmq.wire.verbs import Verb
 
-EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "400"))
+EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "150"))
 LIMITS = {"queues_max": 4, "exchanges_max": 7, "bindings_max": 12}
 EXCHANGES = ("d", "f", "t", "u", "amq.topic", "amq.new", "")
 QUEUES = ("p", "q", "r", "amq.queue")
@@ -52,6 +52,8 @@ FIRST = (
     (Verb.DECLARE_EXCHANGE, ("u", "topic", {"internal": True, "auto_delete": True})),
     (Verb.DECLARE_QUEUE, ("p", {})),
     (Verb.DECLARE_QUEUE, ("q", {})),
+    (Verb.BIND, ("exchange", "u", "f", "", {})),
+    (Verb.BIND, ("queue", "p", "u", "#", {})),
 )
 begin = st.sampled_from((FIRST, FIRST, FIRST, ()))
 
