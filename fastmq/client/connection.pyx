@@ -3,7 +3,7 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from fastmq.client.peer cimport BREAK_ENDED, NEVER, WAIT_UP, Peer, reason_of
+from fastmq.client.peer cimport BREAK_ENDED, NEVER, WAIT_SENT, WAIT_UP, Peer, reason_of
 from fastmq.client.posix cimport (
     MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, SHUT_RDWR, SHUT_WR, block_signals, clock_ns, cond_init, cond_wait_ns, is_again, is_interrupted,
     poll_ns, pollfd, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy, pthread_mutex_init, read, recv, send,
@@ -161,6 +161,8 @@ cdef class Connection:
             if self.peer.broken:
                 self.lose(self.peer.broken, now)
             self.send_out(now)
+            if what == WAIT_SENT and self.peer.met(what, which):
+                continue                                    # nothing need come in for it
             if self.fd >= 0 and not self.cut and not self.reading and self.peer.wants_input():
                 if not self.wait_reading(min(deadline - now, <uint64_t> NAP_NS)):
                     result = WAITED_SIGNAL
