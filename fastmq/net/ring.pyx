@@ -8,7 +8,6 @@ Runs in front-ends and workers.
 Sleeping: who wants to sleep says so in shared memory, then looks once more (`prepare_sleep`); who has written or read looks after that
 (`ring_bell`). Both are sequentially consistent, so at least one of the two sees the other, and no wake-up is lost.
 """
-import ctypes
 import os
 
 from libc.errno cimport errno
@@ -326,7 +325,11 @@ cdef class Link:
             write(self.other_bell, &one, 8)
 
     cdef bint prepare_sleep(self) noexcept nogil:
-        """True: nothing to do here, the other end will ring own_bell. False: there is something to read, or room for what waits."""
+        """True: nothing to do here, the other end will ring own_bell. False: there is something to read, or room for what waits.
+
+        Rings first: who sleeps on room that it has made itself but told nobody of would sleep for ever.
+        """
+        self.ring_bell()
         fmq_store32(&self.incoming.consumer_sleeps, 1)
         if self.waiting():
             fmq_store32(&self.out.producer_waits, 1)
