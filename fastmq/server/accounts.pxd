@@ -47,6 +47,7 @@ cdef struct Account:
     Buffer held                 # LinkRange[]: decided well since the last account_told, in the order of the answers
     Buffer refused              # LinkRefusal[]: refused since then
     bint due                    # there is something to tell
+    bint telling                # what was told has not left yet
 
 
 cdef enum:
@@ -95,6 +96,7 @@ cdef inline void account_void(Account* a) noexcept nogil:
     a.held.size = 0
     a.refused.size = 0
     a.due = False
+    a.telling = False
 
 
 cdef inline void account_told(Account* a, bint keep_held) noexcept nogil:
@@ -298,7 +300,7 @@ cdef inline bint account_allows(const Account* a, uint64_t more, uint64_t bytes)
     """Whether one publish of `bytes` fits the window behind `more` others that are not entered yet (their bytes counted in `bytes`)."""
     if a.head + more < a.told and a.bytes + bytes <= a.told_bytes:
         return True
-    return a.head == a.decided and more == 0
+    return a.head == a.decided and more == 0 and not a.due and not a.telling    # none is open, and its client can know that
 
 
 cdef inline void account_begin(Account* a, uint64_t floor) noexcept nogil:

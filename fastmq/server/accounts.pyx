@@ -20,8 +20,8 @@ cdef class PublishAccount:
     def __dealloc__(self):
         account_free(&self.account)
 
-    def allows(self, uint64_t more, uint64_t bytes) -> bool:
-        return account_allows(&self.account, more, bytes)
+    def allows(self, uint64_t more, uint64_t size) -> bool:
+        return account_allows(&self.account, more, size)
 
     def add(self, uint64_t floor, entries: list[tuple[int, int, int, int]]) -> None:
         """Enter publishes: (sequence, size, bits of workers, code)."""

@@ -338,6 +338,8 @@ cdef class FrontendLoop:
                     self.sessions.lost_route(s)
                     break
                 session_drop_first(s)
+            if s.first == NULL:
+                self.sessions.sent(s)
             s = self.sessions.next_ready()
         f = self.sessions.next_stray()
         while f != NULL:

@@ -40,6 +40,7 @@ cdef class Outbox:
     cdef Session* find(self, uint64_t sid) noexcept nogil
     # for whoever sends
     cdef Session* next_ready(self) noexcept nogil
+    cdef void sent(self, Session* s) noexcept nogil
     cdef void hold(self, Session* s) noexcept nogil
     cdef void retry_slow(self) noexcept nogil
     cdef bint someone_waits(self) noexcept nogil

@@ -19,7 +19,7 @@ from fastmq.wire.buffer cimport buffer_add, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_free, idmap_get
 from fastmq.wire.link cimport LinkDeliver, LinkRun
 from fastmq.wire.msgpack cimport mp_array, mp_bin, mp_nil, mp_str, mp_uint
-from fastmq.wire.verbs cimport CANCELLED, ERROR, REPLY
+from fastmq.wire.verbs cimport CANCELLED, CLOSING, ERROR, REPLY
 
 from fastmq.errors import CODE_OF_NUMBER, TEXT_OF_NUMBER
 
@@ -90,9 +90,9 @@ cdef class Outbox:
             if not s.ended and s.fd >= 0:
                 if not session_finish_delivery(s):
                     self.out_of_memory = True
-                if s.account.due and not session_confirm(s, self.codes, self.now_ns, self.closing):
+                if s.account.due and not s.account.telling and not session_confirm(s, self.codes, self.now_ns, self.closing):
                     self.out_of_memory = True
-                if s.account.due and not s.later:
+                if s.account.due and not s.account.telling and not s.later:
                     s.later = True
                     s.next_later = self.later
                     self.later = s
@@ -101,6 +101,11 @@ cdef class Outbox:
             self.free_if_ended(s)
             s = list_take(&self.ready)
         return NULL
+
+    cdef void sent(self, Session* s) noexcept nogil:
+        """All frames of a session from `next_ready` have left."""
+        if s.account.due and not s.later:
+            self.list_ready(s)
 
     cdef void hold(self, Session* s) noexcept nogil:
         """A session from `next_ready` whose client takes no more for now."""
@@ -265,7 +270,7 @@ cdef class Outbox:
         buffer_add(&records, names + padded(head.names_size), head.records_size)
         self.add_frame(s, &header, &records)
 
-    def answer_error(self, sid: int, hello: int, request: int, code: str, text: str) -> None:
+    def answer_error(self, sid: int, hello: int, request: int | None, code: str, text: str) -> None:
         """ERROR for a request."""
         cdef Session* s = self.find(sid)
         if s != NULL and s.hello == hello:
@@ -276,6 +281,16 @@ cdef class Outbox:
         cdef Session* s = self.find(sid)
         if s != NULL:
             self.say(s, CANCELLED, 3, msgpack.packb(consumer) + msgpack.packb(code) + short_text(text))
+
+    def close_sessions(self) -> None:
+        """Tell every client what its publishes have come to, and that this broker is stopping."""
+        cdef size_t i
+        cdef Session* s
+        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+            s = <Session*> <size_t> self.by_sid.entries[i].value
+            if self.by_sid.entries[i].key and s.fd >= 0:
+                self.flush_outcomes(s)
+                self.say(s, CLOSING, 2, msgpack.packb("closing-down") + msgpack.packb("the broker is stopping"))
 
     def is_connected(self, sid: int) -> bool:
         """Whether a session is known and has a connection."""
@@ -299,6 +314,7 @@ cdef class Outbox:
                 while s.first != NULL:
                     found.append((rid, _header_of(s.first), _records_of(s.first)))
                     session_drop_first(s)
+                self.sent(s)
             s = self.next_ready()
         f = self.next_stray()
         while f != NULL:

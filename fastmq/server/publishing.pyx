@@ -154,11 +154,11 @@ cdef class Publishing:
             size = <uint32_t> (reader.at - record.start)
             sizes[i] = size
             bytes += size
-            if error != RECORD_GOOD or size > MESSAGE_SIZE_MAX:
-                code = TOO_LARGE
-            elif not account_allows(&s.account, entered, bytes):
+            if not account_allows(&s.account, entered, bytes):      # first: so refusals of other kinds are bounded by the window
                 code = OVER_WINDOW
                 self.over_window += 1
+            elif error != RECORD_GOOD or size > MESSAGE_SIZE_MAX:
+                code = TOO_LARGE
             entered += 1
             if (
                 run != NULL and run.code == code

@@ -31,6 +31,7 @@ cdef struct Frame:
     uint8_t* rid                        # malloc'ed: whom a frame without a session goes to; else NULL
     uint32_t rid_size
     bint is_delivery
+    bint is_confirm
 
 
 cdef struct Session:
@@ -135,6 +136,8 @@ cdef inline void session_drop_first(Session* s) noexcept nogil:
     s.first = f.next
     if not f.is_delivery:
         s.replies -= 1
+    if f.is_confirm:
+        s.account.telling = False
     frame_free(f)
 
 
@@ -296,5 +299,7 @@ cdef inline bint session_confirm(Session* s, const CodeText* codes, uint64_t now
     if f == NULL:
         buffer_free(&header)
         return False
+    f.is_confirm = True
+    a.telling = True
     session_append(s, f)
     return True

@@ -41,7 +41,7 @@ from fastmq.wire.msgpack cimport (
     Reader, mp_read_array, mp_read_bin, mp_read_str, mp_read_u32, mp_read_uint, reader_init,
 )
 from fastmq.wire.verbs cimport (
-    BAD_INCARNATION, BAD_REQUEST, BYE, CLOSING, CLOSING_DOWN, HELLO, INTERNAL, LIMIT, NO_SESSION, PUBLISH, RESEND,
+    BAD_INCARNATION, BAD_REQUEST, BYE, CLOSING_DOWN, HELLO, INTERNAL, LIMIT, NO_SESSION, PUBLISH, RESEND,
     SETTLE, STALE, TOO_LARGE, WELCOME,
 )
 
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 cdef enum:
     INCARNATION_MAX = 0x7fffffff        # of a HELLO; RESENDs count on from there
     TICK_NS = 100000000
+    OUTCOMES_SPARE = 4096               # refusals beside those that the window bounds which may wait for a client that does not read
 
 
 @cython.final
@@ -192,6 +193,9 @@ cdef class Sessions(Outbox):
             self.refuse_publish(s, source, result)
         elif s.account.due:
             self.list_ready(s)
+            if s.account.refused.size > (2 * s.account.window + OUTCOMES_SPARE) * sizeof(LinkRefusal):
+                self.too_slow += 1
+                self.lose(s)
 
     cdef void settle(self, Session* s, const Source* source, Reader* r, int fields) noexcept nogil:
         cdef int result = self.settling.settle(s, r) if fields == 1 else SETTLE_BAD
@@ -398,7 +402,7 @@ cdef class Sessions(Outbox):
         cdef Session* other = <Session*> <size_t> idmap_get(&self.by_fd, source.fd + 1, 0)
         if other != NULL and other != s:
             self.vanish(other)
-        if s.hello:
+        if s.fd >= 0:                       # otherwise that was done when it lost its connection
             self.requests.session_ended(s.sid, forget=False)
             self.end_at_workers(s, False)
         self.leave_connection(s)
@@ -490,6 +494,8 @@ cdef class Sessions(Outbox):
         """
         found = self.take_frames(refuse)
         self.workers.flush()
+        if self.live.link is not None:
+            self.live.link.flush()
         return found
 
     def from_events(self, int kind, bytes subscription not None) -> None:
@@ -575,16 +581,6 @@ cdef class Sessions(Outbox):
             if self.by_sid.entries[i].key and account_open(&(<Session*> <size_t> self.by_sid.entries[i].value).account):
                 return False
         return True
-
-    def close_sessions(self) -> None:
-        """Tell every client what its publishes have come to, and that this broker is stopping."""
-        cdef size_t i
-        cdef Session* s
-        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
-            s = <Session*> <size_t> self.by_sid.entries[i].value
-            if self.by_sid.entries[i].key and s.fd >= 0:
-                self.flush_outcomes(s)
-                self.say(s, CLOSING, 2, msgpack.packb("closing-down") + msgpack.packb("the broker is stopping"))
 
     def counters(self) -> dict[str, int]:
         """What has happened since this process began, for `status`."""

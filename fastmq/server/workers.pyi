@@ -1,6 +1,8 @@
 """The links of a front-end to its workers, and which worker has which shard."""
 from fastmq.net.ring import Link
 
+def link_sizes() -> dict[str, int]: ...
+
 class Workers:
     count: int
     shards: int

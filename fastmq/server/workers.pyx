@@ -9,6 +9,18 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastmq.net.ring cimport Link
+from fastmq.wire.link cimport (
+    LinkAttach, LinkCancel, LinkCancelled, LinkConsume, LinkCounts, LinkQueue, LinkQueueRequest, LinkReply, LinkToken,
+)
+
+
+def link_sizes() -> dict[str, int]:
+    """Bytes of the structs of wire/link.pxd that Python packs and reads, for the test that compares."""
+    return {
+        "LinkQueueRequest": sizeof(LinkQueueRequest), "LinkQueue": sizeof(LinkQueue), "LinkAttach": sizeof(LinkAttach),
+        "LinkToken": sizeof(LinkToken), "LinkConsume": sizeof(LinkConsume), "LinkCancel": sizeof(LinkCancel),
+        "LinkReply": sizeof(LinkReply), "LinkCounts": sizeof(LinkCounts), "LinkCancelled": sizeof(LinkCancelled),
+    }
 
 
 @cython.final
