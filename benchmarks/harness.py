@@ -151,10 +151,13 @@ def check_exactly_once(received: Sequence[bytes], count: int, size: int) -> dict
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time that these processes have used so far."""
+    """User and system time that these processes have used so far. Raises Void if one of them is gone."""
     ticks = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            raise Void(f"process {pid} of the broker has died") from None
         ticks += int(fields[11]) + int(fields[12])
     return ticks / TICKS_PER_S
 
