@@ -242,7 +242,7 @@ cdef class ClientBase:
         last = self.core.publishes.next_seq - 1
         self._commands.unlock()
         waited = self._commands.wait_for(WAIT_OUTCOME, last, clock_ns() + <uint64_t> (max(0.0, timeout) * 1e9))
-        if waited == WAITED_CLOSED:
+        if waited == WAITED_CLOSED or self._commands.closed:
             raise Closed("the client is closed")
         if waited != WAITED:
             self._commands.fail(waited, f"the outcome of {self.core.publishes.open_messages} publishes did not come within {timeout} s")

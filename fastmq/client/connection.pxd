@@ -30,7 +30,7 @@ cdef enum Waited:
     WAITED_TIMEOUT = 1
     WAITED_SIGNAL = 2                       # look for signals, then wait on
     WAITED_CLOSED = 3                       # the client was closed
-    WAITED_LOST = 4                         # there has been no connection for `patience_ns`
+    WAITED_LOST = 4                         # there was no connection for `patience_ns` of a wait without a deadline
 
 
 cdef class Connection:
@@ -61,7 +61,7 @@ cdef class Connection:
     cdef void receive(self, uint64_t now) noexcept nogil
     cdef void lose(self, int why, uint64_t now) noexcept nogil
     cdef void push(self) noexcept nogil                             # takes the mutex: send all that waits, read what is there
-    cdef int wait(self, int what, uint64_t which, uint64_t deadline) noexcept nogil     # takes the mutex; a Waited
+    cdef int wait(self, int what, uint64_t which, uint64_t deadline, uint64_t begun) noexcept nogil     # takes the mutex; a Waited
     cdef uint64_t turn(self, pollfd* events, uint64_t now) noexcept nogil               # the helper's, with the mutex
     cdef bint wait_reading(self, uint64_t timeout_ns) noexcept nogil
     cdef int wait_for(self, int what, uint64_t which, uint64_t deadline) except -1      # with the GIL; looks for signals

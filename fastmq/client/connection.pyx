@@ -136,7 +136,7 @@ cdef class Connection:
                 self.poke(now + REARM_NS)
         self.unlock()
 
-    cdef int wait(self, int what, uint64_t which, uint64_t deadline) noexcept nogil:
+    cdef int wait(self, int what, uint64_t which, uint64_t deadline, uint64_t begun) noexcept nogil:
         cdef uint64_t now
         cdef int result
         cdef bint impatient = what & IMPATIENT != 0
@@ -153,7 +153,10 @@ cdef class Connection:
             if now >= deadline:
                 result = WAITED_TIMEOUT
                 break
-            if self.lost_ns and now - self.lost_ns >= self.patience_ns or impatient and (self.cut or self.fd < 0):
+            if impatient and (self.cut or self.fd < 0):
+                result = WAITED_LOST
+                break
+            if deadline == NEVER and self.lost_ns and now - max(self.lost_ns, begun) >= self.patience_ns:
                 result = WAITED_LOST
                 break
             self.linger_ns = 0
@@ -207,9 +210,10 @@ cdef class Connection:
 
     cdef int wait_for(self, int what, uint64_t which, uint64_t deadline) except -1:
         cdef int result
+        cdef uint64_t begun = clock_ns()
         while True:
             with nogil:
-                result = self.wait(what, which, deadline)
+                result = self.wait(what, which, deadline, begun)
             if result != WAITED_SIGNAL:
                 return result
             PyErr_CheckSignals()

@@ -45,11 +45,11 @@ cdef class Consumer:
         if self.state == NULL:
             return
         origin.lock()
+        self.session.drop_consumer(self.state, clock_ns())
+        self.state = NULL
         if self.run != NULL:
             self.session.release_run(self.run)
             self.run = NULL
-        self.session.drop_consumer(self.state, clock_ns())
-        self.state = NULL
         origin.unlock()
         if not origin.closed:
             origin.push()
@@ -128,11 +128,12 @@ cdef class Consumer:
     cdef int give_back(self) except -1:
         self.closing = True
         self.origin.lock()
-        if self.run != NULL:
-            self.session.release_run(self.run)
-            self.run = NULL
         self.session.close_consumer(self.state, clock_ns())
-        self.session.flush_settles()
+        if self.run != NULL:
+            self.session.release_run(self.run)              # behind CANCEL, so that it does not come back at once
+            self.run = NULL
+        if self.session.settles.ranges:
+            self.session.flush_settles()
         self.origin.unlock()
         return 0
 

@@ -291,7 +291,8 @@ cdef class Session(Peer):
         while run != NULL:
             self.release_run(run)
             run = consumer_take(c)
-        self.flush_settles()
+        if self.settles.ranges:
+            self.flush_settles()
 
     cdef void drop_consumer(self, ConsumerState* c, uint64_t now) noexcept nogil:
         c.held = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgpack
 from fastmq.client.core import ClientCore
 from fastmq.wire.verbs import Verb
 
+EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "2000"))  # of each parser; `make fuzz` raises it
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER"
 SESSION = b"publicx!" + b"proof..."

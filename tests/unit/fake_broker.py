@@ -35,6 +35,7 @@ class FakeBroker:
         self.window = window
         self.url = f"fastmq://127.0.0.1:{self.port}"
         self.sessions: dict[bytes, dict[str, Any]] = {}
+        self.sessions_begun = 0
         self.queues: dict[str, deque[bytes]] = {}
         self.seen: list[list[Any]] = []  # headers received
         self.taken: dict[bytes, dict[int, bytes]] = {}  # publishes by sequence, of each session
@@ -115,7 +116,8 @@ class FakeBroker:
             self.say({"address": address, "id": sid, "incarnation": incarnation}, Verb.ERROR, None, "no-session", "unknown")
             return
         if session is None:
-            session = {"id": (len(self.sessions) + 1).to_bytes(8, "big") + b"proof..."}
+            self.sessions_begun += 1
+            session = {"id": self.sessions_begun.to_bytes(8, "big") + b"proof..."}
             self.sessions[session["id"]] = session
             incarnation = 1
         elif incarnation <= session["incarnation"]:
@@ -187,7 +189,7 @@ class FakeBroker:
                         consumer = session["consumers"].get(session.get("owner", {}).get(n))
                         if consumer is not None:
                             consumer["out"] -= 1
-                        if action and action[0] != 2:
+                        if action and action[0] != 2 and queue in self.queues:
                             self.queues[queue].appendleft(record)
         self.pump()
 

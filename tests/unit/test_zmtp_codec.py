@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+from client_script import EXAMPLES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +80,8 @@ def test_later_minor_versions_are_spoken_to(step: int, minor: int) -> None:
 def test_messages_of_short_and_long_frames(step: int) -> None:
     peer = opened()
     big = bytes(range(256)) * 3
-    data = frame(b"") + frame(b"one") + frame(b"head", more=True) + frame(big) + frame(b"x", more=True, long=True) + frame(b"", True) + frame(b"z")
+    data = frame(b"") + frame(b"one") + frame(b"head", more=True) + frame(big)
+    data += frame(b"x", more=True, long=True) + frame(b"", True) + frame(b"z")
     assert feed(peer, data, step) == [[b""], [b"one"], [b"head", big], [b"x", b"", b"z"]]
     assert peer.error == 0
 
@@ -203,8 +205,8 @@ PIECES = st.one_of(
 
 
 @pytest.mark.fuzz
-@settings(max_examples=2000)
-@given(st.lists(PIECES, max_size=8).map(b"".join), st.integers(1, 50))
+@settings(max_examples=EXAMPLES)
+@given(st.lists(PIECES, max_size=6).map(b"".join), st.integers(1, 50))
 @example(b"\x01\x01a\x00\x01b", 1)
 def test_any_bytes_after_the_handshake_mean_the_same_whole_and_in_pieces(data: bytes, step: int) -> None:
     whole, pieces, single = opened(), opened(), opened()
@@ -217,7 +219,7 @@ def test_any_bytes_after_the_handshake_mean_the_same_whole_and_in_pieces(data: b
 
 
 @pytest.mark.fuzz
-@settings(max_examples=2000)
+@settings(max_examples=EXAMPLES)
 @given(st.integers(0, 90), st.binary(max_size=80), st.integers(1, 20))
 def test_any_bytes_in_the_handshake_mean_the_same_whole_and_in_pieces(cut: int, data: bytes, step: int) -> None:
     data = (GREETING + ready())[:cut] + data
