@@ -125,7 +125,8 @@ def test_mutated_requests(stage, requests):
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.integers(2**31, 2**64 - 1) | st.floats() | st.text(max_size=300) | st.binary(max_size=20)
+    st.none() | st.booleans() | st.integers(-5, 5) | st.integers(2**31, 2**64 - 1) | st.floats() | st.text(max_size=300)
+    | st.binary(max_size=20)
     | st.sampled_from(["q", "", "amq.topic", "queue", "t", "e", "\0", "x" * 256]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
