@@ -1,0 +1,283 @@
+"""The blocking client on a real broker: whole paths, windows, losses of connections, threads."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from leaks import Run
+from proxy import Proxy
+from waiting import wait_until
+
+import fastmq
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[fastmq.Broker]:
+    """One broker for all tests of this file; each uses queues of its own."""
+    run = Run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTMQ_RUN_ID", run.id)
+        made = fastmq.Broker(workers=2)
+    with made:
+        yield made
+    left = run.finish()
+    assert not left, left
+
+
+@pytest.fixture
+def mq(broker: fastmq.Broker) -> Iterator[fastmq.Client]:
+    with fastmq.connect(broker.url) as mq:
+        yield mq
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest, mq: fastmq.Client) -> Iterator[str]:
+    """A queue of the test's name, deleted behind it."""
+    name = request.node.name[:200]
+    mq.declare_queue(name)
+    yield name
+    mq.delete_queue(name)
+
+
+def counts(mq: fastmq.Client, queue: str) -> tuple[int, int]:
+    """Messages that are ready, and outstanding."""
+    (found,) = [each for each in mq.status()["queues"] if each["name"] == queue]
+    return found["messages_ready"], found["messages_unacknowledged"]
+
+
+def proxied(broker: fastmq.Broker) -> tuple[Proxy, str]:
+    port = urlsplit(broker.url).port
+    assert port
+    proxy = Proxy(("127.0.0.1", port))
+    return proxy, f"fastmq://127.0.0.1:{proxy.port}"
+
+
+def test_messages_go_through_a_topic_exchange_with_all_they_carry(mq: fastmq.Client, queue: str) -> None:
+    mq.declare_exchange("client-logs", "topic")
+    mq.bind_queue(queue, "client-logs", "*.error")
+    mq.publish(
+        "app.error", b"\0body\xff", exchange="client-logs", headers={"k": [1, {"x": None}]}, persistent=False, priority=9, message_id="m",
+        correlation_id="c", reply_to="r", content_type="text/plain",
+    )  # fmt: skip
+    mq.publish("app.info", b"goes nowhere", exchange="client-logs")
+    mq.flush()
+    messages = mq.consume(queue, timeout=0.2)
+    (message,) = list(messages)
+    assert (message.body, message.routing_key, message.exchange) == (b"\0body\xff", "app.error", "client-logs")
+    assert (message.headers, message.persistent, message.priority) == ({"k": [1, {"x": None}]}, False, 9)
+    assert (message.message_id, message.correlation_id, message.reply_to, message.content_type) == ("m", "c", "r", "text/plain")
+    assert (message.redelivered, message.delivery_count) == (False, 1)
+    assert 1.6e9 < message.timestamp < 1e10
+    message.ack()
+    messages.close()
+    mq.delete_exchange("client-logs")
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 65_535, 65_536, 1_000_000, 20_000_000])
+def test_bodies_of_every_size(mq: fastmq.Client, queue: str, size: int) -> None:
+    body = random.Random(size).randbytes(size)
+    mq.publish(queue, body)
+    mq.publish(queue, b"behind")
+    mq.flush()
+    first, second = mq.get(queue, timeout=5), mq.get(queue, timeout=5)
+    assert first is not None
+    assert second is not None
+    assert first.body == body
+    assert second.body == b"behind"
+    first.ack()
+    second.ack()
+
+
+def test_nacked_messages_return_to_their_old_place(mq: fastmq.Client, queue: str) -> None:
+    for i in range(10):
+        mq.publish(queue, b"%d" % i)
+    mq.flush()
+    with mq.consume(queue, prefetch=10) as messages:
+        held = [next(messages) for _ in range(10)]
+        for message in (held[7], held[2]):
+            message.nack()
+        held[3].reject()
+        again = [next(messages), next(messages)]
+        assert sorted(message.body for message in again) == [b"2", b"7"]
+        assert all(message.redelivered and message.delivery_count == 2 for message in again)
+    wait_until(lambda: counts(mq, queue) == (0, 9))
+
+
+def test_leaving_a_message_s_block_settles_it(mq: fastmq.Client, queue: str) -> None:
+    mq.publish(queue, b"x")
+    message = mq.get(queue, timeout=5)
+    assert message is not None
+    with pytest.raises(ZeroDivisionError), message:
+        raise ZeroDivisionError
+    message = mq.get(queue, timeout=5)
+    assert message is not None
+    assert message.redelivered
+    with message:
+        pass
+    wait_until(lambda: counts(mq, queue) == (0, 0))
+
+
+def test_the_prefetch_bounds_what_is_out(mq: fastmq.Client, queue: str) -> None:
+    for i in range(100):
+        mq.publish(queue, b"%d" % i)
+    mq.flush()
+    with mq.consume(queue, prefetch=7) as messages:
+        held = [next(messages) for _ in range(7)]
+        assert messages.next(timeout=0.1) is None
+        assert counts(mq, queue) == (93, 7)
+        held[0].ack()
+        assert next(messages).body == b"7"
+
+
+def test_closing_a_consumer_gives_back_what_was_not_seen(mq: fastmq.Client, queue: str) -> None:
+    for i in range(50):
+        mq.publish(queue, b"%d" % i)
+    mq.flush()
+    messages = mq.consume(queue)
+    first = next(messages)
+    messages.close()
+    wait_until(lambda: counts(mq, queue) == (49, 1))
+    first.ack()
+    assert [(message.body, message.redelivered) for message in mq.consume(queue, auto_ack=True, timeout=0.2)] == [
+        (b"%d" % i, False) for i in range(1, 50)
+    ]
+    wait_until(lambda: counts(mq, queue) == (0, 0))
+
+
+def test_exclusive_queues_end_with_their_client(broker: fastmq.Broker, mq: fastmq.Client) -> None:
+    with fastmq.connect(broker.url) as other:
+        info = other.declare_queue(exclusive=True)
+        assert info.name.startswith("amq.gen-")
+        with pytest.raises(fastmq.Refused) as caught:
+            mq.consume(info.name)
+        assert caught.value.code == "resource-locked"
+    wait_until(lambda: info.name not in [each["name"] for each in mq.status()["queues"]])
+
+
+def test_refusals_are_raised_with_their_codes(mq: fastmq.Client, queue: str) -> None:
+    for code, kind, call in (
+        ("no-queue", fastmq.NotFound, lambda: mq.declare_queue("missing", passive=True)),
+        ("no-queue", fastmq.NotFound, lambda: mq.consume("missing")),
+        ("no-queue", fastmq.NotFound, lambda: mq.get("missing")),
+        ("no-exchange", fastmq.NotFound, lambda: mq.bind_queue(queue, "missing")),
+        ("precondition-failed", fastmq.Refused, lambda: mq.declare_queue(queue, durable=False)),
+        ("access-refused", fastmq.Refused, lambda: mq.declare_queue("amq.mine")),
+    ):
+        with pytest.raises(kind) as caught:
+            call()
+        assert caught.value.code == code
+    mq.publish("missing", b"", message_id="m")
+    mq.publish("nobody", b"", exchange="amq.topic", mandatory=True)
+    mq.publish("nobody", b"", exchange="amq.topic")
+    mq.publish("x", b"", exchange="missing")
+    with pytest.raises(fastmq.PublishError) as refused:
+        mq.flush()
+    assert [(each.code, each.exchange, each.routing_key, each.message_id) for each in refused.value.failures] == [
+        ("no-queue", "", "missing", "m"), ("unroutable", "amq.topic", "nobody", None), ("no-exchange", "missing", "x", None),
+    ]  # fmt: skip
+
+
+def test_deleting_a_queue_ends_its_consumers(mq: fastmq.Client) -> None:
+    mq.declare_queue("client-doomed")
+    messages = mq.consume("client-doomed")
+    assert mq.delete_queue("client-doomed") == 0
+    with pytest.raises(fastmq.NotFound):
+        next(messages)
+
+
+def test_live_events_exact_and_topic(mq: fastmq.Client, queue: str) -> None:
+    exact, topic = mq.subscribe(queue, timeout=5), mq.subscribe("a.*", exchange="amq.topic", kind="topic", timeout=5)
+    for i in range(500):
+        mq.publish(queue, b"%d" % i)
+        mq.publish("a.b", b"%d" % i, exchange="amq.topic", headers={"i": i})
+        mq.publish("b.a", b"", exchange="amq.topic")
+    assert [next(exact).body for _ in range(500)] == [b"%d" % i for i in range(500)]
+    assert [next(topic).headers["i"] for _ in range(500)] == list(range(500))
+    assert (exact.lost, topic.lost) == (0, 0)
+    exact.close()
+    topic.close()
+
+
+def test_a_full_window_blocks_publish_and_memory_stays_bounded(run: Run) -> None:
+    with fastmq.Broker(workers=1, publish_window_messages=50) as broker:
+        proxy, url = proxied(broker)
+        with proxy, fastmq.connect(broker.url) as direct, fastmq.connect(url) as mq:
+            direct.declare_queue("q")
+            proxy.stall = True
+            for _ in range(50):
+                mq.publish("q", b"x" * 1000)
+            for _ in range(3):
+                with pytest.raises(fastmq.TimedOut):
+                    mq.publish("q", b"not published", timeout=0.02)
+            proxy.stall = False
+            mq.flush()
+            assert direct.purge_queue("q") == 50
+
+
+def test_threads_share_a_client(broker: fastmq.Broker, mq: fastmq.Client, queue: str) -> None:
+    count, producers, consumers = 3000, 3, 3
+    got: list[bytes] = []
+
+    def produce(name: int) -> None:
+        for i in range(count):
+            mq.publish(queue, b"%d:%d" % (name, i))
+        mq.flush()
+
+    def consume() -> None:
+        for message in mq.consume(queue, prefetch=100, timeout=2):
+            with message:
+                got.append(message.body)
+
+    threads = [threading.Thread(target=produce, args=(name,)) for name in range(producers)]
+    threads += [threading.Thread(target=consume) for _ in range(consumers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(b"%d:%d" % (name, i) for name in range(producers) for i in range(count))
+    wait_until(lambda: counts(mq, queue) == (0, 0))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cut_connections_lose_and_double_nothing(broker: fastmq.Broker, mq: fastmq.Client, queue: str, seed: int) -> None:
+    """Both ends are cut at random; every message is there once, in order, and acknowledged in the end."""
+    rnd, count = random.Random(seed), 30_000
+    seen: dict[bytes, int] = {}
+    firsts: list[int] = []
+    stop = threading.Event()
+    (front, front_url), (back, back_url) = proxied(broker), proxied(broker)
+
+    def cut() -> None:
+        while not stop.wait(rnd.uniform(0.01, 0.15)):
+            rnd.choice([front, back]).cut()
+
+    def consume() -> None:
+        with fastmq.connect(back_url) as client:
+            for message in client.consume(queue, prefetch=300, timeout=5):
+                if message.body not in seen:
+                    firsts.append(int(message.body))
+                    assert seen.setdefault(message.body, 0) == 0
+                elif not message.redelivered:
+                    seen[message.body] += 1  # a second copy in the queue
+                message.ack()
+                if len(seen) == count:
+                    return
+
+    with front, back:
+        threads = [threading.Thread(target=cut), threading.Thread(target=consume)]
+        for thread in threads:
+            thread.start()
+        with fastmq.connect(front_url, timeout=20) as client:
+            for i in range(count):
+                client.publish(queue, b"%d" % i)
+            client.flush(20)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert firsts == list(range(count))
+    assert not any(seen.values())
+    mq.purge_queue(queue)  # what the last cut gave back
