@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from fastmq.errors import BadArgument, Closed, ConnectionFailed, FastMQError, TimedOut
+
 VERBS = {
     "serve": "run a broker in this process until it is stopped",
     "publish": "publish messages: arguments, files, or the lines of standard input",
@@ -63,11 +65,7 @@ def main() -> int:
         return 130
     except ReaderGone:
         return 141
-    except Exception as error:
-        from fastmq.errors import BadArgument, Closed, ConnectionFailed, FastMQError, TimedOut
-
-        if not isinstance(error, FastMQError):
-            raise
+    except FastMQError as error:
         click.echo(f"fastmq: {error} ({error.code})", err=True)
         if isinstance(error, BadArgument):
             return 2

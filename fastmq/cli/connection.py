@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fastmq.errors import ConnectionFailed, TimedOut
+
 if TYPE_CHECKING:
     from fastmq import Client
 
@@ -34,7 +36,6 @@ def url_option(function: F) -> F:
 def connected(url: str) -> Iterator[Client]:
     """A client of the broker at `url`, closed on leaving. Without a broker: what to do, and exit status 3."""
     import fastmq
-    from fastmq.errors import ConnectionFailed, TimedOut
 
     try:
         client = fastmq.connect(url, timeout=CONNECT_TIMEOUT_S)

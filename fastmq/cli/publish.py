@@ -13,6 +13,7 @@ import click
 from fastmq.cli import EXIT_STATUS
 from fastmq.cli.connection import connected, url_option
 from fastmq.cli.output import say, show
+from fastmq.errors import BadArgument, PublishError
 
 if TYPE_CHECKING:
     from fastmq import Client
@@ -126,18 +127,17 @@ class Publishing:
     """Messages on their way: their names are remembered until their outcomes are known."""
 
     def __init__(self, mq: Client, tally: Tally, timeout: float, key: str, options: dict[str, Any]) -> None:
-        self.mq, self.tally, self.timeout, self.key, self.options = mq, tally, timeout, key, options
+        self.mq, self.tally, self.timeout, self.key = mq, tally, timeout, key
+        self.publish, self.options = mq.publish, {"timeout": timeout, **options}
         self.names: dict[int, str] = {}  # by sequence
 
     def add(self, name: str, body: bytes) -> None:
-        from fastmq.errors import BadArgument
-
         self.tally.published += 1
         if len(body) > BODY_SIZE_MAX:
             self.tally.refuse(name, f"it is longer than {BODY_SIZE_MAX >> 20} MiB", "too-large")
             return
         try:
-            self.names[self.mq.publish(self.key, body, timeout=self.timeout, **self.options)] = name
+            self.names[self.publish(self.key, body, **self.options)] = name
         except BadArgument as error:
             self.tally.refuse(name, str(error), error.code)
         if len(self.names) >= CHUNK_MESSAGES:
@@ -145,8 +145,6 @@ class Publishing:
 
     def finish(self) -> None:
         """Wait for the outcomes of what has been published so far."""
-        from fastmq.errors import PublishError
-
         try:
             self.mq.flush(timeout=self.timeout)
         except PublishError as error:
