@@ -54,6 +54,9 @@ class Checker:
         )
 
 
+PACE_S = 0.002      # between two batches of a load: a busy broker, with room on the cores for what is being restarted
+
+
 class Load:
     """One producer and one consumer thread on a queue of their own, each with its own client, until `stop`."""
 
@@ -62,7 +65,7 @@ class Load:
         self.checker = Checker()
         self.rounds: list[tuple[float, int]] = []
         self.errors: list[BaseException] = []
-        self.producing = True
+        self._finish = threading.Event()
         self.consuming = True
         self._url = url
         with fastmq.connect(url) as mq:
@@ -80,7 +83,7 @@ class Load:
     def _produce(self) -> None:
         with fastmq.connect(self._url, timeout=30) as mq:
             counter = 0
-            while self.producing:
+            while not self._finish.wait(PACE_S):
                 batch = []
                 for _ in range(20):
                     body = b"%s:%d" % (self.queue.encode(), counter)
@@ -99,14 +102,14 @@ class Load:
                         with message:
                             self.checker.deliver(message)
 
-    def progressed(self, count: int = 100):
+    def progressed(self, count: int = 1500):
         """A condition: `count` more messages were delivered since this call."""
         before = len(self.checker.delivered)
         return lambda: self.errors or len(self.checker.delivered) >= before + count
 
     def stop(self) -> None:
         """The producer ends, the consumer takes what is left, both are joined."""
-        self.producing = False
+        self._finish.set()
         self._threads[0].join(60)
         self.consuming = False
         self._threads[1].join(60)
