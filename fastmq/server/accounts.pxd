@@ -135,18 +135,20 @@ cdef inline void account_decide(Account* a, uint64_t seq, uint32_t size, uint32_
     a.decided_bytes += size
     a.due = True
     if code == 0:
-        held = <LinkRange*> (a.held.data + a.held.size) - 1
-        if a.held.size and held.last + 1 == seq:
-            held.last = seq
-            return
+        if a.held.size:
+            held = <LinkRange*> (a.held.data + a.held.size - sizeof(LinkRange))
+            if held.last + 1 == seq:
+                held.last = seq
+                return
         new_held.first = seq
         new_held.last = seq
         buffer_add(&a.held, &new_held, sizeof(LinkRange))
         return
-    refused = <LinkRefusal*> (a.refused.data + a.refused.size) - 1
-    if a.refused.size and refused.last + 1 == seq and refused.code == code:
-        refused.last = seq
-        return
+    if a.refused.size:
+        refused = <LinkRefusal*> (a.refused.data + a.refused.size - sizeof(LinkRefusal))
+        if refused.last + 1 == seq and refused.code == code:
+            refused.last = seq
+            return
     new_refused.first = seq
     new_refused.last = seq
     new_refused.code = code

@@ -178,10 +178,12 @@ cdef class Publishing:
             fresh.offset = <uint32_t> (record.start - records)
             fresh.size = size
             buffer_add(&self.runs, &fresh, sizeof(KeyRun))
-            run = <KeyRun*> (self.runs.data + self.runs.size) - 1
+            if self.runs.failed:
+                return PUBLISH_NO_MEMORY
+            run = <KeyRun*> (self.runs.data + self.runs.size - sizeof(KeyRun))
         if reader.at != reader.end:
             return PUBLISH_BAD_RECORDS
-        return PUBLISH_NO_MEMORY if self.runs.failed else PUBLISH_DONE
+        return PUBLISH_DONE
 
     cdef void refuse_all(self, Session* s, const PublishRequest* p, size_t records_size) noexcept nogil:
         """The records cannot be read: every sequence that the header counts is refused."""
@@ -244,8 +246,10 @@ cdef class Publishing:
             if i == 0 or to.worker != route.destinations[i - 1].worker:     # its bytes go to this worker once
                 parcel.last_offset = parcel.records_size
                 parcel.records_size += run.size
-                last = <Piece*> (parcel.pieces.data + parcel.pieces.size) - 1
-                if parcel.pieces.size and last.offset + last.size == run.offset:
+                last = NULL
+                if parcel.pieces.size:
+                    last = <Piece*> (parcel.pieces.data + parcel.pieces.size - sizeof(Piece))
+                if last != NULL and last.offset + last.size == run.offset:
                     last.size += run.size
                 else:
                     piece.offset = run.offset
