@@ -32,6 +32,8 @@ CONSUME_WINDOW_BYTES = 64 * 2**20
 RETRY_PAUSE_S = (0.01, 0.25)  # between requests that are answered `unavailable`: the first, the longest
 GET_PAUSE_S = (0.001, 0.02)  # between looks into an empty queue
 SUBSCRIPTION_KINDS = {"exact": "e", "topic": "t"}
+BROKE_OFF = frozenset(("unwelcome", "closed-by-broker", "silent"))  # ends of a first connection after which another is tried
+HANDSHAKES_MAX = 5  # of those, ends during the handshake
 PASSING = frozenset(("unavailable", "closing-down", "limit"))  # answers to HELLO that may be another one in a moment
 NOT_REPEATED = frozenset((Verb.PURGE_QUEUE, Verb.DELETE_QUEUE, Verb.DELETE_EXCHANGE))
 
@@ -74,26 +76,42 @@ class Client(ClientBase):
         self._link.start()
 
     def _connect(self, address: Address, timeout: float) -> None:
-        deadline = self._deadline(timeout)
+        """The first session. A connection that ends during the handshake is tried again: a broker may be restarting, or not want us."""
+        until = time.monotonic() + timeout
+        handshakes = 0
         try:
-            self._link.connect(timeout)
+            while not self._try_to_connect(max(0.001, until - time.monotonic())):
+                why = self._why_broken
+                handshakes += why is not None and why[0] == "unwelcome"
+                if why is None or why[0] not in BROKE_OFF or handshakes == HANDSHAKES_MAX:
+                    raise self._no_broker(why, timeout)
+                pause = RETRY_PAUSE_S[0] * 2 ** min(handshakes, 4)
+                if time.monotonic() + pause >= until:
+                    raise self._no_broker(why, timeout)
+                time.sleep(pause)
         except OSError as error:
             self._abort()
+            if isinstance(error, FastMQError):
+                raise
             raise ConnectionFailed(f"no fastmq broker at {address}: {reason(error)}") from None
-        try:
-            if self._wait_up(deadline):
-                return
         except BaseException:
             self._abort()
             raise
-        why = self._why_broken
-        self._abort()
+
+    def _try_to_connect(self, timeout: float) -> bool:
+        self._link.connect(timeout)
+        return self._wait_up(self._deadline(timeout))
+
+    def _no_broker(self, why: tuple[str, str] | None, timeout: float) -> FastMQError:
+        """What to raise when the first session was not agreed."""
         if why is None:
-            raise ConnectionFailed(f"no fastmq broker at {address}: the connection was accepted, but no answer came in {timeout:g} s")
+            return ConnectionFailed(
+                f"no fastmq broker at {self._address}: the connection was accepted, but no answer came in {timeout:g} s"
+            )
         code, text = why
         if code in ERROR_OF_CODE and code not in PASSING:
-            raise error_from_wire(code, text)
-        raise ConnectionFailed(f"no fastmq broker at {address}: {text}", code)
+            return error_from_wire(code, text)
+        return ConnectionFailed(f"no fastmq broker at {self._address}: {text}", code)
 
     def _abort(self) -> None:
         self._closed = True

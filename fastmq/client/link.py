@@ -54,7 +54,8 @@ class Link:
         commands.address = events.address = str(address)
 
     def connect(self, timeout: float) -> None:
-        """Make the first command connection, in the calling thread; raises OSError."""
+        """Make the first command connection, in the calling thread, in place of one that failed; raises OSError."""
+        self._close_socket(self._commands)
         self._attach(self._commands, self._address.host, self._address.port, timeout)
 
     def start(self) -> None:
