@@ -29,6 +29,11 @@ def test_messages_arrive_in_order_both_ways():
     assert drain(worker) == []
 
 
+def resident_bytes():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3000), st.booleans()), max_size=120), st.sampled_from([1024, 2048, 8192]))
 def test_any_sizes_pass_a_small_ring(steps, ring_size):
@@ -75,6 +80,20 @@ def test_what_does_not_fit_waits_and_memory_is_given_back():
         sender.flush_waiting()
     assert [int.from_bytes(m[2], "little") for m in received] == list(range(1000))
     assert sender.waiting_bytes == 0
+
+
+def test_what_waits_under_a_load_that_never_ends_takes_no_more_memory():
+    sender, receiver = Link.pair(4096)
+    body = bytes(1000)
+    for _ in range(30):
+        sender.send(1, 0, body)
+    before = resident_bytes()
+    for _ in range(50_000):                 # 50 MB pass; something waits all the time
+        sender.flush_waiting()
+        sender.send(1, 0, body)
+        assert receiver.receive_message() is not None
+        assert sender.waiting_bytes > 0
+    assert resident_bytes() - before < 2**23
 
 
 def test_sleeper_is_told_of_what_came_while_it_lay_down():
