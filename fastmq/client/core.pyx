@@ -6,7 +6,7 @@ from libc.string cimport memcmp, memcpy
 
 from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, ConsumerState, Run, consumer_add, consumer_end,
-    run_exchange, run_read, run_records, settles_ack,
+    consumer_forget_void, run_exchange, run_read, run_records, settles_ack,
 )
 from fastmq.client.peer cimport BREAK_NO_MEMORY, BREAK_PROTOCOL, BREAK_SESSION
 from fastmq.client.publishes cimport (
@@ -229,8 +229,10 @@ cdef class ClientCore(Session):
                 self.release_run(run)
                 at_once = True
                 continue
+            consumer_forget_void(c, run.epoch)          # the worker was restarted, and its window is whole again
             # Acknowledged on arrival, but only as much as one prefetch ahead of the application: the local buffer stays bounded.
-            run.acked = c.auto_ack and c.waiting_messages < c.window_messages and c.waiting_bytes < c.window_bytes
+            run.acked = c.auto_ack and (c.first == NULL or (
+                c.waiting_messages + run.count <= c.window_messages and c.waiting_bytes + run.size <= c.window_bytes))
             if run.acked:
                 at_once = True
                 settles_ack(&self.settles, run.shard, run.epoch, run.first_n, run.first_n + run.count - 1)

@@ -43,6 +43,8 @@ cdef struct ConsumerState:
     Run* last
     uint64_t waiting_messages
     uint64_t waiting_bytes
+    uint64_t held_messages              # of those that wait: not acknowledged
+    uint64_t held_bytes
     uint64_t window_bytes
     uint64_t request                    # of the CONSUME or CANCEL under way; 0: none
     uint64_t retry_ns                   # when CONSUME is to be repeated; 0: not waiting for that
@@ -91,6 +93,7 @@ cdef ConsumerState* consumer_new(uint32_t number, const char* queue, size_t queu
                                  uint64_t window_bytes, bint auto_ack) noexcept nogil
 cdef void consumer_free(ConsumerState* c) noexcept nogil
 cdef bint consumer_add(ConsumerState* c, Run* run) noexcept nogil   # False: more than its window
+cdef void consumer_forget_void(ConsumerState* c, uint64_t epoch) noexcept nogil     # an earlier worker's that it cannot settle any more
 cdef Run* consumer_take(ConsumerState* c) noexcept nogil            # the oldest run, the caller's from now on (free); NULL: none
 cdef void consumer_drop(ConsumerState* c) noexcept nogil            # forget what waits
 cdef void consumer_end(ConsumerState* c, const uint8_t* code, uint32_t code_size, const uint8_t* text, uint32_t text_size) noexcept nogil

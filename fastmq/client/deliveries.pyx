@@ -100,12 +100,16 @@ cdef void consumer_free(ConsumerState* c) noexcept nogil:
 
 
 cdef bint consumer_add(ConsumerState* c, Run* run) noexcept nogil:
-    # What an auto-ack consumer has acknowledged may wait beside as much that it has not: see ClientCore.on_deliver.
-    cdef uint64_t times = 2 if c.auto_ack else 1
-    if c.waiting_messages + run.count > times * c.window_messages:
+    # Of what waits, only what is not acknowledged counts against the window that the broker keeps to.
+    if run.count > c.window_messages:
         return False
-    if c.waiting_messages and c.waiting_bytes + run.size > times * c.window_bytes + (1 << 20):
-        return False
+    if not run.acked:
+        if c.held_messages + run.count > c.window_messages:
+            return False
+        if c.held_messages and c.held_bytes + run.size > c.window_bytes + (1 << 20):
+            return False
+        c.held_messages += run.count
+        c.held_bytes += run.size
     if c.last == NULL:
         c.first = run
     else:
@@ -114,6 +118,23 @@ cdef bint consumer_add(ConsumerState* c, Run* run) noexcept nogil:
     c.waiting_messages += run.count
     c.waiting_bytes += run.size
     return True
+
+
+cdef void consumer_forget_void(ConsumerState* c, uint64_t epoch) noexcept nogil:
+    cdef Run* run = c.first
+    cdef Run* following
+    if c.last == NULL or c.last.epoch == epoch:             # a consumer has one queue, a queue one worker
+        return
+    c.first = c.last = NULL
+    c.waiting_messages = c.waiting_bytes = c.held_messages = c.held_bytes = 0
+    while run != NULL:
+        following = run.next
+        run.next = NULL
+        if run.acked:
+            consumer_add(c, run)
+        else:
+            free(run)
+        run = following
 
 
 cdef Run* consumer_take(ConsumerState* c) noexcept nogil:
@@ -126,6 +147,9 @@ cdef Run* consumer_take(ConsumerState* c) noexcept nogil:
     run.next = NULL
     c.waiting_messages -= run.count
     c.waiting_bytes -= run.size
+    if not run.acked:
+        c.held_messages -= run.count
+        c.held_bytes -= run.size
     return run
 
 

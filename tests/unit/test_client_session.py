@@ -307,6 +307,35 @@ def test_auto_ack_is_sent_on_arrival_but_only_a_prefetch_ahead() -> None:
     assert header[2] == [[3, 7, 0, [[5, 8]], []]]
 
 
+@pytest.mark.parametrize("body", [b"body", bytes(30)])
+def test_an_auto_ack_consumer_that_does_not_read_never_holds_more_than_two_prefetches(body: bytes) -> None:
+    script = Script()
+    number = consuming(script, 10, auto_ack=True, size=400)
+    outstanding, at = 0, 1
+    for count in (9, 10, 10, 10):           # as a broker delivers that keeps to the window
+        count = min(count, 10 - outstanding)
+        if count:
+            deliver(script, run(number, at, count), body=body)
+            outstanding, at = outstanding + count, at + count
+        for header, _ in script.sent():
+            outstanding -= sum(last - first + 1 for first, last in header[2][0][3])
+    assert script.core.why_broken is None
+    assert [tag[2] for tag in script.core.take_deliveries(number)] == list(range(1, at)) == list(range(1, 20))
+
+
+@pytest.mark.parametrize("auto_ack", [False, True])
+def test_a_worker_that_was_restarted_may_fill_the_window_again(auto_ack: bool) -> None:
+    script = Script()
+    number = consuming(script, 4, auto_ack)
+    for epoch in (7, 8, 9):
+        for first in (1, 5) if auto_ack and epoch == 7 else (1,):
+            deliver(script, run(number, first, 4, epoch=epoch))
+    assert script.core.why_broken is None
+    kept = [(tag[1], tag[2]) for tag in script.core.take_deliveries(number)]
+    acknowledged = [(7, n) for n in range(1, 5)] if auto_ack else []
+    assert kept == acknowledged + [(9, n) for n in range(1, 5)]     # what the dead workers wait for no more is not shown
+
+
 def test_a_broker_that_delivers_beyond_the_window_is_cut() -> None:
     script = Script()
     number = consuming(script, 4)
