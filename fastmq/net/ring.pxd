@@ -75,3 +75,4 @@ cdef class Link:
     # private
     cdef uint8_t* room(self, size_t need, uint64_t* taken) noexcept nogil
     cdef bint flush_large(self, LinkHead* head, const uint8_t* payload) noexcept nogil
+    cdef void forget_sent(self) noexcept nogil

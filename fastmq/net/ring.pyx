@@ -16,7 +16,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastmq.wire.buffer cimport (
-    buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init, buffer_reserve,
+    buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_init, buffer_reserve,
 )
 from fastmq.wire.link cimport LinkHead
 
@@ -247,10 +247,12 @@ cdef class Link:
             need = sizeof(LinkHead) + padded(head.size)
             if head.size > self.piece_max:
                 if not self.flush_large(head, self.pending.data + self.pending_at + sizeof(LinkHead)):
+                    self.forget_sent()
                     return False
             else:
                 at = self.room(need, &taken)
                 if at == NULL:
+                    self.forget_sent()
                     return False
                 memcpy(at, head, need)
                 self.out_head += taken
@@ -262,6 +264,12 @@ cdef class Link:
             if self.pending.room > PENDING_KEEP:
                 buffer_free(&self.pending)
         return True
+
+    cdef void forget_sent(self) noexcept nogil:
+        """Under a load that never ends the list is never empty: what has left it goes when it is more than what is left."""
+        if self.pending_at > self.pending.size // 2:
+            buffer_drop_front(&self.pending, self.pending_at)
+            self.pending_at = 0
 
     # ---- receiving
 
