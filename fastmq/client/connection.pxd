@@ -46,6 +46,8 @@ cdef class Connection:
     cdef int waiting                        # callers asleep in `changed`
     cdef uint64_t reads                     # by callers
     cdef uint64_t reads_seen                # by the helper when it looked last
+    cdef uint64_t lingers                   # how often something began to wait
+    cdef uint64_t lingers_seen              # by the helper when it looked last
     cdef uint64_t linger_ns                 # when what waits must be sent; 0: nothing waits
     cdef uint64_t helper_wakes_ns           # the helper looks here at that time at the latest
     cdef uint64_t retry_ns                  # the helper makes no connection before that

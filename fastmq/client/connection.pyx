@@ -47,6 +47,7 @@ cdef class Connection:
     cdef void linger(self) noexcept nogil:
         if self.linger_ns == 0:
             self.linger_ns = clock_ns() + LINGER_NS
+            self.lingers += 1
             self.poke(self.linger_ns)
 
     cdef void send_out(self, uint64_t now) noexcept nogil:
@@ -159,8 +160,10 @@ cdef class Connection:
             if deadline == NEVER and self.lost_ns and now - max(self.lost_ns, begun) >= self.patience_ns:
                 result = WAITED_LOST
                 break
-            self.linger_ns = 0
-            self.peer.flush(now)
+            if not self.peer.flush_due(now):
+                self.linger_ns = 0
+            elif self.linger_ns == 0:
+                self.linger()
             if self.peer.broken:
                 self.lose(self.peer.broken, now)
             self.send_out(now)
@@ -248,6 +251,9 @@ cdef class Connection:
         self.send_out(now)
         if self.linger_ns:
             due = min(due, self.linger_ns)
+        if self.lingers != self.lingers_seen:               # there may be more of it: looking again is cheaper than being poked
+            self.lingers_seen = self.lingers
+            due = min(due, now + LINGER_NS)
         event.fd = self.fd
         if zmtp_unsent(&self.peer.z):
             event.events = <short> POLLOUT

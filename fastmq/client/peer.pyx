@@ -96,6 +96,10 @@ cdef class Peer:
     cdef void flush(self, uint64_t now) noexcept nogil:
         pass
 
+    cdef bint flush_due(self, uint64_t now) noexcept nogil:
+        self.flush(now)
+        return False
+
     cdef bint met(self, int what, uint64_t which) noexcept nogil:
         if what == WAIT_SENT:
             return zmtp_unsent(&self.z) == 0

@@ -176,6 +176,14 @@ cdef class Session(Peer):
             self.publishes.broken = False
             self.break_off(BREAK_NO_MEMORY)
 
+    cdef bint flush_due(self, uint64_t now) noexcept nogil:
+        if self.settles.messages >= self.settle_due or self.settles.ranges >= SETTLE_RANGES_DUE:
+            self.flush(now)
+            return False
+        if self.publishes.unsent_messages or self.publishes.broken or self.z.out.failed:
+            self.flush(now)
+        return self.settles.ranges != 0
+
     cdef void flush_settles(self) noexcept nogil:
         if self.settles.failed:
             self.settles.failed = False
@@ -193,7 +201,7 @@ cdef class Session(Peer):
             settles_ack(&self.settles, shard, epoch, n, n)
         else:
             settles_except(&self.settles, shard, epoch, n, n, action)
-        return self.settles.messages >= self.settle_due or self.settles.ranges >= SETTLE_RANGES_DUE
+        return (self.settles.messages >= self.settle_due and self.settle_due > 1) or self.settles.ranges >= SETTLE_RANGES_DUE
 
     cdef Request* ask(self, uint32_t verb) noexcept nogil:
         return requests_new(&self.requests, verb)

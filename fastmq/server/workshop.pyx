@@ -176,8 +176,8 @@ cdef class Workshop:
             fifo_add(&self.eager, shard)
         self.send_deliveries()
         if not self.failed:
-            self.send_outcomes()
             more = self.pump()
+            self.send_outcomes()            # behind the deliveries, which somebody is more likely to wait for
             for i in range(FRONTENDS_MAX):
                 if self.ports[i].link != NULL:
                     (<Link> self.ports[i].link).ring_bell()

@@ -137,7 +137,7 @@ def test_reply_to_cancel_comes_behind_the_deliveries_made_before_it(frontend):
     frontend.cancel(0, CONSUMER, token=5)
     frontend.publish(PUBLISHER, 2, [(2, [100], 0, [record("k", b"2")])])
     kinds = [kind for kind, _ in frontend.turn()]
-    assert kinds == [LinkKind.L_OUTCOME, LinkKind.L_DELIVER, LinkKind.L_REPLY, LinkKind.L_OUTCOME]
+    assert kinds == [LinkKind.L_DELIVER, LinkKind.L_OUTCOME, LinkKind.L_REPLY, LinkKind.L_OUTCOME]
 
 
 def test_what_was_taken_is_confirmed_again_and_not_delivered_again(frontend):
