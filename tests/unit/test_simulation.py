@@ -9,10 +9,11 @@ import sys
 from collections import Counter, defaultdict
 
 import pytest
+from world import MS, Client, World
+
 from fastmq.client.session import Phase
 from fastmq.wire.link import LinkKind
 from fastmq.wire.verbs import SettleAction, Verb
-from world import MS, Client, World
 
 PUBLISHES, STEPS = 60, 900
 RUNS = 1000 if os.environ.get("FASTMQ_LONG", "0") in ("", "0") else 20000

@@ -9,16 +9,16 @@ import random
 from collections import Counter, defaultdict, deque
 
 import msgpack
+
 from fastmq.client.core import ClientCore
+from fastmq.config import Config
 from fastmq.net.ring import Link
 from fastmq.server.sessions import Sessions
-from fastmq.wire.link import LinkKind
-from fastmq.wire.verbs import Code, Verb
-
-from fastmq.config import Config
 from fastmq.server.workshop import Workshop
 from fastmq.storage.log import NullLog, RecordLevel
+from fastmq.wire.link import LinkKind
 from fastmq.wire.shards import shard_of
+from fastmq.wire.verbs import Code, Verb
 
 MS = 1_000_000
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(54, b"\0") + b"\0"
@@ -249,7 +249,7 @@ class World:
     # ---- steps
 
     def frontend_reads(self) -> None:
-        if not self.sessions.requests.view.topology.number:
+        if not self.sessions.serving:
             return                                                     # it reads nothing before it knows what exists
         if self.late and self.rnd.random() < 0.5:
             self.receive(*self.late.popleft())
