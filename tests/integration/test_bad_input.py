@@ -1,0 +1,705 @@
+"""Bad input to a real broker: each is answered with a code, or ends its own connection, and nobody else sees anything of it."""
+
+import os
+import struct
+
+import msgpack
+import pytest
+from attacker import CODES, GREETING, MB, Bare, Growth, Watch, Wire, command, command_port, frame, ready, record
+from conftest import LONG
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from waiting import wait_until
+
+import fastmq
+from fastmq.wire.limits import Limit
+from fastmq.wire.verbs import Verb
+
+EXAMPLES = int(os.environ.get("FASTMQ_EXAMPLES", "20000" if LONG else "2000"))
+MAX_UINT = 2**64 - 1
+
+
+@pytest.fixture(scope="module")
+def broker():
+    with fastmq.Broker(workers=1) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def watch(broker):
+    watch = Watch(broker)
+    yield watch
+    watch.stop()
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_notices(request):
+    """After each test: the same processes, and somebody else's messages still going round."""
+    yield
+    if "watch" in request.fixturenames:
+        request.getfixturevalue("watch").check()
+
+
+@pytest.fixture
+def bare(broker, watch):
+    with Bare(broker) as bare:
+        yield bare
+
+
+# ---- requests
+
+def packed(*values):
+    return msgpack.packb(list(values))
+
+
+def raw_header(bare, tail, count=4, verb=Verb.STATUS):
+    """A header whose fields, behind verb, session and incarnation, are these bytes."""
+    return bytes([0x90 | count, verb]) + msgpack.packb(bare.session) + msgpack.packb(bare.incarnation) + tail
+
+
+@pytest.mark.parametrize("verb", [0, 18, 31, 32, 39, 127, 2**32 + 2, MAX_UINT])
+def test_unknown_verb_is_refused(bare, verb):
+    bare.raw(packed(verb, bare.session, bare.incarnation, 1))
+    assert bare.error() == "unknown-verb"
+    bare.alive()
+
+
+@pytest.mark.parametrize("count", [3, 4, 500])
+def test_number_of_frames_is_refused(bare, count):
+    header = packed(Verb.STATUS, bare.session, bare.incarnation, 1, {})
+    publish = packed(Verb.PUBLISH, bare.session, bare.incarnation, 1, 1, 1, "", 0)
+    for first in (header, publish, b"", packed(Verb.HELLO, b"", 0, 1, "/", "", 0, {})):
+        bare.raw(first, *[b"x"] * (count - 1))
+        assert bare.error() == "bad-request"
+    bare.alive()
+
+
+def test_number_of_frames_of_each_verb(bare):
+    bare.raw(packed(Verb.PUBLISH, bare.session, bare.incarnation, 1, 1, 1, "", 0))
+    assert bare.error() == "bad-request"
+    for verb in Verb:
+        if verb < Verb.WELCOME and verb != Verb.PUBLISH:
+            bare.raw(packed(verb, bare.session, bare.incarnation), b"")
+            assert bare.error() == "bad-request"
+    bare.raw(b"")
+    assert bare.error() == "bad-request"
+    bare.alive()
+
+
+HEADERS = {
+    "not msgpack": b"\xc1",
+    "nested": b"\x91" * 100_000,
+    "maps nested": b"\x81\xa0" * 100_000,
+    "array of 2^32": b"\xdd\xff\xff\xff\xff",
+    "map of 2^32": b"\xdf\xff\xff\xff\xff",
+    "str of 2^32": b"\xdb\xff\xff\xff\xff",
+    "a map": b"\x80",
+    "a number": b"\x01",
+    "no elements": b"\x90",
+    "negative verb": packed(-1, b"", 0),
+    "float verb": packed(1.0, b"", 0),
+    "short session": packed(Verb.STATUS, b"x" * 15, 1, 1, {}),
+    "long session": packed(Verb.STATUS, b"x" * 17, 1, 1, {}),
+    "session is a str": packed(Verb.STATUS, "x" * 16, 1, 1, {}),
+    "negative incarnation": packed(Verb.STATUS, b"x" * 16, -1, 1, {}),
+    "nil incarnation": packed(Verb.STATUS, b"x" * 16, None, 1, {}),
+    "ext": b"\x93\x10\xc7\x10\x01" + bytes(16) + b"\x01",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_header_that_cannot_be_read_is_refused(bare, header):
+    bare.raw(header)
+    assert bare.error() == "bad-request"
+    bare.alive()
+
+
+FIELDS = {
+    "options nested": b"\x01" + b"\x81\xa1a" * 5000 + b"\xc0",
+    "options of 2^31 keys": b"\x01\xdf\x7f\xff\xff\xff",
+    "a key twice": b"\x01\x82\xa1a\x01\xa1a\x02",
+    "a key that is a number": b"\x01\x81\x01\x01",
+    "a key that is a bin": b"\x01\x81\xc4\x01a\x01",
+    "ext": b"\x01\xc7\xff\x05" + bytes(255),
+    "timestamp": b"\x01\xd6\xff" + bytes(4),
+    "options nil": b"\x01\xc0",
+    "options an array": b"\x01\x90",
+    "bytes behind": b"\x01\x80\x80",
+    "cut": b"\x01",
+    "NaN as request": b"\xcb\x7f\xf8" + bytes(6) + b"\x80",
+    "inf as request": b"\xcb\x7f\xf0" + bytes(6) + b"\x80",
+    "negative request": b"\xff\x80",
+    "negative request of 64 bits": b"\xd3" + b"\x80" + bytes(7) + b"\x80",
+    "str that is not UTF-8": b"\x01\x81\xa2\xff\xfe\x01",
+}
+
+
+@pytest.mark.parametrize("tail", FIELDS.values(), ids=FIELDS)
+def test_fields_that_cannot_be_read_are_refused(bare, tail):
+    bare.raw(raw_header(bare, tail, 5))
+    assert bare.error() == "bad-request"
+    bare.alive()
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"a\0b", b"\0"], ids=repr)
+def test_names_of_odd_bytes_are_refused(bare, name):
+    text = bytes([0xa0 | len(name)]) + name
+    for verb, count, tail in (
+        (Verb.DECLARE_QUEUE, 6, b"\x01" + text + b"\x80"), (Verb.GET, 5, b"\x01" + text), (Verb.PURGE_QUEUE, 5, b"\x01" + text),
+        (Verb.DECLARE_EXCHANGE, 7, b"\x01" + text + b"\xa5topic\x80"), (Verb.BIND, 9, b"\x01\xa5queue\xa1q" + text + b"\xa0\x80"),
+        (Verb.SUBSCRIBE, 7, b"\x01\xa0\xa1t" + text), (Verb.CONSUME, 9, b"\x01\x01" + text + b"\x01\x00\x80"),
+        (Verb.PUBLISH, 8, b"\x01\x01\x01" + text + b"\x00"),
+    ):
+        header = raw_header(bare, tail, count, verb)
+        bare.raw(header, *([record()] if verb == Verb.PUBLISH else []))
+        assert bare.error() == "bad-request", verb
+    bare.alive()
+
+
+@pytest.mark.parametrize("name", [" ", "\n", "\x01\x7f", "\u202e", "é" * 127, "\U0001f41d", "../../x", "'; --", "%s%n", "{0}"], ids=ascii)
+def test_odd_names_are_names(bare, name):
+    assert bare.ok(Verb.DECLARE_QUEUE, name, {})["name"] == name
+    bare.publish(record(name, b"body"))
+    assert bare.outcome()[0] == bare.sequence
+    assert bare.ok(Verb.DELETE_QUEUE, name, {}) == 1
+
+
+LONG_NAME = "x" * 256
+
+
+def test_names_that_are_too_long_are_refused(bare):
+    for verb, *fields in (
+        (Verb.DECLARE_QUEUE, LONG_NAME, {}), (Verb.DELETE_QUEUE, LONG_NAME, {}), (Verb.GET, LONG_NAME), (Verb.PURGE_QUEUE, LONG_NAME),
+        (Verb.DECLARE_EXCHANGE, LONG_NAME, "topic", {}), (Verb.DELETE_EXCHANGE, LONG_NAME, {}), (Verb.CONSUME, 1, LONG_NAME, 1, 0, {}),
+        (Verb.BIND, "queue", "q", "amq.topic", LONG_NAME, {}), (Verb.UNBIND, "queue", "q", LONG_NAME, "", {}),
+        (Verb.SUBSCRIBE, "amq.topic", "t", LONG_NAME), (Verb.DECLARE_QUEUE, "é" * 128, {}),
+    ):
+        assert bare.refused(verb, *fields) == "too-large"
+    bare.alive()
+
+
+def test_header_that_is_too_large_is_refused(bare):
+    bare.raw(raw_header(bare, b"\x01" + b"\xdb" + struct.pack(">I", 2**20) + bytes(2**20), 5))
+    assert bare.error() == "too-large"
+    assert bare.refused(Verb.STATUS, {f"k{n}": n for n in range(33)}) == "too-large"
+    bare.alive()
+
+
+def test_what_does_not_exist_is_named(bare):
+    for code, verb, *fields in (
+        ("no-queue", Verb.GET, "none"), ("no-queue", Verb.PURGE_QUEUE, "none"), ("no-queue", Verb.CONSUME, 1, "none", 1, 0, {}),
+        ("no-queue", Verb.DECLARE_QUEUE, "none", {"passive": True}), ("no-queue", Verb.BIND, "queue", "none", "amq.topic", "", {}),
+        ("no-exchange", Verb.DECLARE_EXCHANGE, "none", "topic", {"passive": True}), ("no-exchange", Verb.SUBSCRIBE, "none", "t", "#"),
+        ("no-exchange", Verb.BIND, "exchange", "none", "amq.topic", "", {}), ("no-consumer", Verb.CANCEL, 7),
+        ("unknown-argument", Verb.DECLARE_QUEUE, "q", {"colour": 1}), ("unknown-argument", Verb.DECLARE_EXCHANGE, "e", "odd", {}),
+        ("access-refused", Verb.DECLARE_QUEUE, "amq.mine", {}), ("access-refused", Verb.DECLARE_EXCHANGE, "amq.mine", "topic", {}),
+        ("access-refused", Verb.DELETE_EXCHANGE, "amq.topic", {}), ("bad-request", Verb.SUBSCRIBE, "amq.topic", "g", "#"),
+        ("bad-request", Verb.BIND, "neither", "q", "amq.topic", "", {}), ("bad-request", Verb.DECLARE_QUEUE, "q", {"durable": 1}),
+    ):
+        assert bare.refused(verb, *fields) == code, (verb, fields)
+    bare.alive()
+
+
+@pytest.mark.parametrize("number", [0, 2**32, MAX_UINT, -1, "1", None, 1.0, True], ids=repr)
+def test_impossible_consumer_numbers_are_refused(bare, number):
+    bare.ok(Verb.DECLARE_QUEUE, "numbers", {})
+    assert bare.refused(Verb.CONSUME, number, "numbers", 1, 0, {}) == "bad-request"
+    assert bare.refused(Verb.CANCEL, number) == "bad-request"
+    assert bare.refused(Verb.CONSUME, 1, "numbers", number if number != 1 else 65536, 0, {}) == "bad-request"
+
+
+# ---- HELLO and sessions
+
+def test_hello_that_cannot_be(broker, watch):
+    with Bare(broker, hello=False) as bare:
+        for code, *fields in (
+            ("version", b"", 0, 2, "/", "", 0, {}), ("version", b"", 0, MAX_UINT, "/", "", 0, {}), ("no-vhost", b"", 0, 1, "x", "", 0, {}),
+            ("bad-request", b"", 1, 1, "/", "", 0, {}), ("bad-request", b"", 0, 1, "/", "", 0), ("bad-request", b"", 0, 1, "/", "", -1, {}),
+            ("too-large", b"", 0, 1, "/", LONG_NAME, 0, {}), ("no-session", bytes(16), 1, 1, "/", "", 0, {}),
+            ("no-session", os.urandom(16), 1, 1, "/", "", 0, {}), ("bad-request", b"", 0, 1, "", "", 0, {}),
+        ):
+            bare.raw(packed(Verb.HELLO, *fields))
+            assert bare.error() == code, fields
+        bare.send(Verb.STATUS, 1, {}, session=bytes(16), incarnation=0)
+        assert bare.error() == "no-session"
+        bare.hello()
+        bare.alive()
+
+
+def test_incarnations_that_do_not_fit(bare):
+    for incarnation in (2, 2**31, 2**32, MAX_UINT):
+        bare.send(Verb.STATUS, 1, {}, incarnation=incarnation)
+        assert bare.error() == "bad-incarnation"
+        bare.send(Verb.PUBLISH, 1, 1, 1, "", 0, records=record(), incarnation=incarnation)
+        assert bare.error() == "bad-incarnation"
+    bare.send(Verb.STATUS, 1, {}, incarnation=0)
+    assert bare.error() == "stale"
+    for incarnation in (0, 1):
+        bare.send(Verb.HELLO, 1, "/", "", 0, {}, incarnation=incarnation)
+        assert bare.error() == "stale"
+    for incarnation in (2**31, 2**32, MAX_UINT):
+        bare.send(Verb.HELLO, 1, "/", "", 0, {}, incarnation=incarnation)
+        assert bare.error() == "bad-incarnation"
+    bare.alive()
+    bare.hello(bare.session, 2**31 - 1)
+    bare.alive()
+
+
+def test_nobody_acts_for_another_session(broker, bare):
+    with Bare(broker) as victim:
+        victim.ok(Verb.DECLARE_QUEUE, "victims", {"exclusive": True})
+        victim.publish(record("victims"))
+        victim.outcome()
+        forged = victim.session[:8] + bare.session[8:]
+        wrong = victim.session[:15] + bytes([victim.session[15] ^ 1])
+        for session in (victim.session, forged, wrong, os.urandom(16)):
+            for verb, *fields in (
+                (Verb.BYE,), (Verb.GET, 1, "victims"), (Verb.SETTLE, [[0, 1, 9, [], []]]), (Verb.DELETE_QUEUE, 1, "victims", {}),
+            ):
+                bare.send(verb, *fields, session=session, incarnation=victim.incarnation)
+                assert bare.error() == "no-session"
+            bare.send(Verb.PUBLISH, 1, 2, 1, "", 0, records=record("victims"), session=session, incarnation=victim.incarnation)
+            assert bare.error() == "no-session"
+        for session in (forged, wrong):
+            bare.send(Verb.HELLO, 1, "/", "", 0, {}, session=session, incarnation=50)
+            assert bare.error() == "no-session"
+        assert bare.refused(Verb.GET, "victims") == "resource-locked"
+        bare.alive()
+        victim.alive()
+        assert victim.ok(Verb.DECLARE_QUEUE, "victims", {"passive": True})["message_count"] == 1
+
+
+def test_routing_id_of_another_client_brings_nothing(broker, watch):
+    with Bare(broker, identity=b"same") as victim, Bare(broker, hello=False, identity=b"same") as thief:
+        thief.send(Verb.HELLO, 1, "/", "", 0, {}, incarnation=0)
+        thief.send(Verb.STATUS, 1, {}, session=victim.session, incarnation=1)
+        assert thief.drain(200) == []
+        victim.alive()
+
+
+def test_sessions_by_the_thousand_are_forgotten_or_refused(broker, watch):
+    """One connection that says HELLO again and again: each begins a session and ends the one before."""
+    growth = Growth(watch)
+    with Bare(broker) as bare:
+        for _ in range(5000):
+            bare.send(Verb.HELLO, 1, "/", "", 0, {}, session=b"", incarnation=0)
+        answers = bare.drain(500)               # a session that has ended already gets no WELCOME any more
+        assert {answer[0] for answer in answers} == {Verb.WELCOME}
+        bare.session, bare.incarnation = answers[-1][3], 1
+        bare.alive()
+        watch.check()
+    growth.stays_below(30 * MB)
+
+
+# ---- publishes
+
+def test_impossible_publishes_are_refused(bare):
+    bare.publish(record("watch-not"), first=10)
+    bare.outcome()
+    for fields in (
+        (1, 10, 1, "", 0), (1, 9, 1, "", 0), (0, 11, 1, "", 0), (12, 11, 1, "", 0), (11, 11, 0, "", 0), (11, 11, 65536, "", 0),
+        (11, 11, 1, "", 2), (11, 11, 1, "", 2**32),
+        (11, 2**62 + 1, 1, "", 0), (11, MAX_UINT, 1, "", 0), (11, 11, MAX_UINT, "", 0), (MAX_UINT, MAX_UINT, 1, "", 0),
+        (11, 11, -1, "", 0), (11, 11, 1, None, 0), (11, 11, 1, b"", 0), (11, 11, 1, LONG_NAME, 0), (11, 11, 1, "", 0, 0), (11, 11, 1, ""),
+    ):
+        bare.send(Verb.PUBLISH, *fields, records=record())
+        assert bare.error() == "bad-request", fields
+    bare.alive()
+
+
+def test_sequences_may_jump_forward_and_floors_too(bare):
+    bare.ok(Verb.DECLARE_QUEUE, "jumps", {})
+    for first, floor in ((1, 1), (1000, 1), (2**40, 2**40), (2**62 - 1, 2**62 - 1)):
+        bare.publish(record("jumps"), first=first, floor=floor)
+        up_to, ranges, refused = bare.outcome()
+        assert not refused and (up_to >= first or [first, first] in ranges)
+    assert bare.ok(Verb.DELETE_QUEUE, "jumps", {}) == 4
+
+
+RECORDS = {
+    "nothing": b"",
+    "too few": record(),
+    "too many": record() * 3,
+    "cut": record() + record()[:-1],
+    "not an array": msgpack.packb("x") * 2,
+    "array of 2^32": b"\xdd\xff\xff\xff\xff" + record(),
+    "body of 2^32": b"\x93\xa1q\xc0\xc6\xff\xff\xff\xff" * 2,
+    "body is a str": msgpack.packb(["q", None, "x"]) * 2,
+    "key is a bin": msgpack.packb([b"q", None, b"x"]) * 2,
+    "key is nil": msgpack.packb([None, None, b"x"]) * 2,
+    "properties an array": msgpack.packb(["q", [], b"x"]) * 2,
+    "properties nested": (b"\x93\xa1q" + b"\x81\xa1a" * 100 + b"\xc0\xc4\x01x") * 2,
+    "properties of 2^32": (b"\x93\xa1q\xdf\xff\xff\xff\xff\xc4\x01x") * 2,
+    "ext": (b"\x93\xa1q\x81\xa1a\xd4\x01\x01\xc4\x01x") * 2,
+    "random": bytes(range(200)),
+}
+
+
+@pytest.mark.parametrize("records", RECORDS.values(), ids=RECORDS)
+def test_records_that_cannot_be_read_are_refused_all(bare, records):
+    bare.ok(Verb.DECLARE_QUEUE, "q", {})
+    bare.publish(records, count=2)
+    assert bare.outcome()[2] == [(1, 2, "bad-request")]
+    bare.publish(record("q"))
+    assert bare.outcome()[0] == 3
+    assert bare.ok(Verb.DELETE_QUEUE, "q", {}) == 1
+
+
+def test_each_record_has_its_own_fate(bare):
+    bare.ok(Verb.DECLARE_QUEUE, "fate", {})
+    bare.publish(
+        record("fate"), record("x" * 256), record("fate", properties={"headers": {"x": bytes(Limit.PROPERTIES_SIZE_MAX)}}),
+        b"\x93\xa2\xff\xff\xc0\xc4\x01x", record("nobody"), record("fate", properties={"a": 1}),
+        b"\x93\xa4fate\x82\xa1a\x01\xa1a\x02\xc4\x01x",
+    )  # fmt: skip
+    refused = {}
+    while bare.socket.poll(200):
+        for first, last, code in bare.outcome()[2]:
+            refused.update(dict.fromkeys(range(first, last + 1), code))
+    assert refused.pop(7, "bad-request") == "bad-request"       # a key twice: the broker passes over properties, its readers refuse
+    assert refused == {2: "too-large", 3: "too-large", 4: "bad-request", 5: "no-queue"}
+    bare.ok(Verb.DELETE_QUEUE, "fate", {})
+
+
+def test_exchange_that_does_not_exist(bare):
+    bare.publish(record(), record(), exchange="nowhere")
+    assert bare.outcome()[2] == [(1, 2, "no-exchange")]
+
+
+def test_publishes_over_the_window_are_refused_and_not_kept(broker, watch, bare):
+    growth = Growth(watch)
+    bare.ok(Verb.DECLARE_QUEUE, "window", {})
+    window = bare.window[0]
+    refused = 0
+    for _ in range(40):                                         # ten times the window, in frames that are legal each
+        bare.publish(*[record("window", b"")] * (window // 4))
+    for answer in bare.drain(300):
+        assert answer[0] == Verb.CONFIRM
+        assert {code for _, _, code, _ in answer[5]} <= {"over-window"}
+        refused += sum(last - first + 1 for first, last, *_ in answer[5])
+    bare.publish(record("window", bytes(bare.window[1] // 2)), record("window", bytes(bare.window[1] // 2)), record("window"))
+    bare.drain(300)
+    held = bare.ok(Verb.DELETE_QUEUE, "window", {})
+    assert held + refused >= 10 * window
+    watch.check()
+    growth.stays_below(60 * MB, timeout=3)
+
+
+def test_message_beyond_the_size_is_refused(bare, watch):
+    bare.ok(Verb.DECLARE_QUEUE, "size", {})
+    bare.publish(record("size", bytes(Limit.MESSAGE_SIZE_MAX)))
+    assert bare.outcome()[2] == [(1, 1, "too-large")]
+    bare.alive()
+    bare.ok(Verb.DELETE_QUEUE, "size", {})
+
+
+# ---- settling
+
+def test_settles_of_others_tags_and_impossible_ranges_do_nothing(broker, bare):
+    with Bare(broker) as victim:
+        victim.ok(Verb.DECLARE_QUEUE, "settle", {})
+        victim.publish(*[record("settle")] * 3)
+        victim.outcome()
+        _, shard, epoch, n, *_ = victim.ok(Verb.GET, "settle")
+        top = MAX_UINT
+        for settlements in (
+            [[shard, epoch, n, [], []]], [[shard, epoch, top, [], []]], [[shard, epoch, 0, [[0, top]], []]],
+            [[shard, epoch, 0, [[1, 2**63]], []]],
+            [[shard, epoch, 0, [], [[0, top, 1], [0, top, 2], [0, top, 3]]]], [[shard, epoch, 0, [[top, top]] * 1000, []]],
+            [[s, epoch, top, [[1, top]], []] for s in range(64)], [[shard, 0, top, [], []]], [[shard, top, top, [[n, n]], []]],
+        ):
+            bare.send(Verb.SETTLE, settlements)
+            bare.alive()
+        for settlements in (
+            None, 1, {}, [1], [[]], [[shard, epoch, 0, []]], [[64, epoch, 0, [], []]], [[2**32, epoch, 0, [], []]], [[-1, epoch, 0, [], []]],
+            [[shard, epoch, 0, [[2, 1]], []]], [[shard, epoch, 0, [[1]], []]], [[shard, epoch, 0, [], [[1, 1, 0]]]],
+            [[shard, epoch, 0, [], [[1, 1, 4]]]], [[shard, epoch, 0, [], [[1, 1, 2**32 + 1]]]], [[shard, epoch, 0, [[1, 1.0]], []]],
+            [[shard, epoch, 0, [[1, -1]], []]], [[shard, epoch, None, [], []]],
+        ):
+            bare.send(Verb.SETTLE, settlements)
+            assert bare.error() == "bad-request", settlements
+        bare.send(Verb.SETTLE, [[shard, epoch, 0, [[n, n]] * (Limit.SETTLE_RANGES_MAX + 1), []]])
+        assert bare.error() == "too-large"
+        assert (row := row_of(victim, "settle"))["messages_unacknowledged"] == 1 and row["messages_ready"] == 2
+        victim.send(Verb.SETTLE, [[shard, epoch, 2**63, [[n, n]] * (Limit.SETTLE_RANGES_MAX - 1), []]])
+        assert victim.ok(Verb.DELETE_QUEUE, "settle", {}) == 2
+
+
+def row_of(bare, queue):
+    return next(row for row in bare.ok(Verb.STATUS, {})["queues"] if row["name"] == queue)
+
+
+# ---- hypothesis, over the live broker
+
+VALID = [
+    [Verb.HELLO, "S", 2, 1, "/", "me", 5, {"wish": [1, {"a": None}]}], [Verb.PUBLISH, "S", 1, 1, 1, 2, "amq.topic", 1],
+    [Verb.SETTLE, "S", 1, [[0, 10, 5, [[1, 2], [4, 4]], [[7, 9, 1]]], [3, 10, 0, [], []]]],
+    [Verb.CONSUME, "S", 1, 5, 1, "q", 10, 100, {"exclusive": False}], [Verb.CANCEL, "S", 1, 6, 1], [Verb.GET, "S", 1, 7, "q"],
+    [Verb.DECLARE_EXCHANGE, "S", 1, 8, "logs", "topic", {"durable": True}], [Verb.DELETE_EXCHANGE, "S", 1, 9, "logs", {}],
+    [Verb.DECLARE_QUEUE, "S", 1, 10, "jobs", {"auto_delete": True}], [Verb.DELETE_QUEUE, "S", 1, 11, "jobs", {}],
+    [Verb.PURGE_QUEUE, "S", 1, 12, "q"], [Verb.BIND, "S", 1, 13, "queue", "q", "amq.topic", "a.#", {}],
+    [Verb.UNBIND, "S", 1, 14, "exchange", "logs", "amq.topic", "", {}], [Verb.SUBSCRIBE, "S", 1, 15, "amq.topic", "t", "a.*"],
+    [Verb.UNSUBSCRIBE, "S", 1, 16, "amq.topic", "e", "a.b"], [Verb.STATUS, "S", 1, 17, {}],
+]  # fmt: skip
+BATCH = record("a.b", b"body", {"headers": {"k": [1, 2]}}) + record("", b"")
+ODD_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.integers(2**31, MAX_UINT) | st.floats() | st.text(max_size=300)
+    | st.binary(max_size=20) | st.sampled_from(["q", "", "amq.topic", "queue", "t", "e", "\0", "x" * 256]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=8,
+)  # fmt: skip
+
+
+@st.composite
+def bad_header(draw):
+    """Random bytes, a valid request with bytes changed, or one with fields of other types; S stands for the session."""
+    kind = draw(st.integers(0, 2))
+    if kind == 0:
+        return draw(st.binary(max_size=200))
+    request = list(draw(st.sampled_from(VALID)))
+    if kind == 1:
+        request[draw(st.integers(2, len(request) - 1))] = draw(ODD_VALUES)
+        return packed(*request)
+    data = bytearray(packed(*request))
+    at = draw(st.integers(0, len(data)))
+    data[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+    return bytes(data)
+
+
+class Sink:
+    """One attacker that lives through all examples: its session is begun again when an example has ended or changed it."""
+
+    def __init__(self, broker):
+        self.bare = Bare(broker)
+        self.examples = 0
+
+    def attack(self, requests):
+        self.examples += 1
+        for header, *rest in requests:
+            self.bare.raw(header.replace(b"\xa1S", b"\xc4\x10" + self.bare.session), *rest)
+        self.bare.send(Verb.HELLO, 2, "/", "", 0, {}, session=b"", incarnation=0)       # its answer is the last
+        answers = []
+        while not answers or not (answers[-1][0] == Verb.ERROR and answers[-1][4] == "version"):
+            answers.append(self.bare.receive())
+        return answers
+
+
+@pytest.fixture(scope="module")
+def sink(broker, watch):
+    sink = Sink(broker)
+    yield sink
+    sink.bare.close()
+
+
+@settings(max_examples=EXAMPLES)
+@given(st.lists(st.tuples(bad_header()) | st.tuples(bad_header(), st.binary(max_size=60) | st.just(BATCH)), min_size=1, max_size=4))
+def test_bad_headers_and_records_through_a_dealer(sink, requests):
+    for answer in sink.attack(requests):
+        assert answer[0] in (Verb.WELCOME, Verb.CONFIRM, Verb.REPLY, Verb.ERROR, Verb.DELIVER, Verb.CANCELLED), answer
+        if answer[0] == Verb.ERROR:
+            assert answer[4] in CODES and answer[5], answer
+        if answer[0] == Verb.CONFIRM:
+            assert all(code in CODES for _, _, code, _ in answer[5]), answer
+    if sink.examples % 50 == 0:
+        sink.bare.hello()                       # the incarnation and sequences begin anew
+
+
+# ---- ZMTP
+
+def ports(broker):
+    return {"commands": command_port(broker), "events": broker.events_port}
+
+
+def mechanism(name):
+    return GREETING[:12] + name.ljust(20, b"\0") + GREETING[32:]
+
+
+STRANGE = {
+    "http": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(100), "redis": b"*1\r\n$4\r\nPING\r\n" * 10,
+    "tls": b"\x16\x03\x01\x02\x00" + bytes(300),
+    "zeros": bytes(1000), "ones": b"\xff" * 1000, "PLAIN": mechanism(b"PLAIN"), "CURVE": mechanism(b"CURVE"), "unknown": mechanism(b"XYZZY"),
+    "as server": GREETING[:32] + b"\1" + bytes(31) + ready(), "no READY": GREETING + command(b"HELLO", b"x" * 10),
+    "READY cut": GREETING + command(b"READY", b"\x0bSocket-Type\0\0\0\x20DEALER"), "READY of 2^32": GREETING + b"\x06" + b"\0\0\0\1\0\0\0\0",
+    "frame of 2^63": GREETING + ready() + b"\x02" + b"\x7f" + b"\xff" * 7, "frame of 2^64": GREETING + ready() + b"\x02" + b"\xff" * 8,
+    "frame before READY": GREETING + frame(b"x" * 100), "odd flags": GREETING + ready() + b"\xf8\x05hello",
+    "ERROR": GREETING + command(b"ERROR", b"\xff"),
+    "name of 255": GREETING + frame(b"\xffREADY", 4), "empty command": GREETING + frame(b"", 4), "as PULL": GREETING + ready(b"PULL"),
+    "identity too long": GREETING + ready(identity=b"x" * 300), "subscribe to nothing": GREETING + ready(b"SUB") + command(b"SUBSCRIBE"),
+    "PING cut": GREETING + ready() + command(b"PING", b"\0"), "PING long": GREETING + ready() + command(b"PING", b"\0\1" + b"x" * 200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("port", ["commands", "events"])
+def test_strange_bytes_harm_nobody(broker, watch, port):
+    growth = Growth(watch)
+    wires = []
+    for data in STRANGE.values():
+        for cut in {len(data), len(data) // 2, len(data) - 1}:
+            wires.append(wire := Wire(ports(broker)[port]))
+            wire.send(data[:cut])
+    watch.check()
+    for wire in wires:
+        wire.socket.close()
+    growth.stays_below(20 * MB, timeout=2)
+
+
+def test_silence_ends_a_handshake_after_5_s_and_brings_a_ping(broker, watch):
+    """Connections that stop somewhere in their greeting are dropped; one that has said READY is asked whether it lives."""
+    with Wire(command_port(broker), b"DEALER") as greeted:
+        wires = {(name, cut): Wire(port) for name, port in ports(broker).items() for cut in (0, 1, 10, 11, 12, 40, 64, 70)}
+        for (_, cut), wire in wires.items():
+            wire.send((GREETING + ready())[:cut])
+        took = {which: wire.closed_within(7) for which, wire in wires.items()}
+        for wire in wires.values():
+            wire.socket.close()
+        assert 4 < max(took.values()) < 6, took
+        wait_until(lambda: greeted.read() and b"\x04PING" in greeted.heard, timeout=7, what="a PING")
+
+
+def test_greeting_and_request_byte_by_byte_are_understood(broker, watch):
+    hello = packed(Verb.HELLO, b"", 0, 1, "/", "slow", 0, {})
+    with Wire(command_port(broker)) as wire:
+        for byte in GREETING + ready():
+            wire.send(bytes([byte]))
+        wait_until(lambda: wire.read() and b"READY" in wire.heard, what="READY")    # before it libzmq takes nothing more
+        for byte in frame(hello):
+            wire.send(bytes([byte]))
+        wait_until(lambda: wire.read() and b"tcp://" in wire.heard, what="WELCOME")
+
+
+@pytest.mark.parametrize(("port", "kind", "size"), [
+    ("commands", b"DEALER", Limit.FRAME_SIZE_MAX + 1), ("commands", b"DEALER", 2**62), ("events", b"SUB", 2000), ("events", b"SUB", 2**40),
+])  # fmt: skip
+def test_frame_above_the_limit_closes_the_connection_before_it_is_read(broker, watch, port, kind, size):
+    growth = Growth(watch)
+    with Wire(ports(broker)[port], kind) as wire:
+        wire.send(b"\x02" + struct.pack(">Q", size) + b"x" * 1000)
+        assert wire.closed_within(5) < 2
+    growth.stays_below(5 * MB)
+
+
+def test_endless_commands_are_answered_and_forgotten(broker, watch):
+    growth = Growth(watch)
+    with Wire(command_port(broker), b"DEALER") as wire:
+        for _ in range(200):
+            wire.send(command(b"PING", b"\0\x10" + b"x" * 16) * 50)
+            wire.read()
+        for _ in range(200):
+            if not wire.send(command(b"NONSENSE", b"x" * 1000) * 50):
+                break
+    growth.stays_below(10 * MB)
+
+
+@pytest.mark.long
+def test_connection_that_answers_no_heartbeat_is_ended(broker, watch):
+    with Wire(command_port(broker), b"DEALER") as wire:
+        assert 10 < wire.closed_within(30) < 25
+        assert b"\x04PING" in wire.heard
+
+
+def test_connections_by_the_thousand_that_come_and_go(broker, watch):
+    growth = Growth(watch)
+    pid = watch.pids["frontend", 0]
+    descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+    for _ in range(10):
+        wires = [Wire(port) for port in ports(broker).values() for _ in range(50)]
+        for n, wire in enumerate(wires):
+            wire.send((GREETING + ready(b"SUB" if n >= 50 else b"DEALER"))[: n * 2])
+        for wire in wires:
+            wire.socket.close()
+    wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= descriptors + 2, timeout=8, what="the descriptors are given back")
+    growth.stays_below(20 * MB)
+
+
+# ---- live subscriptions
+
+def subscription(pattern, exchange="amq.topic", kind="t", vhost="/"):
+    return "\0".join((vhost, exchange, kind, pattern, "")).encode()
+
+
+BAD_SUBSCRIPTIONS = [
+    b"", b"/", b"/\0", b"/\0amq.topic\0t\0", b"/\0amq.topic\0t\0a", b"/\0amq.topic\0t\0a\0x", b"/\0amq.topic\0g\0#\0",
+    b"/\0amq.topic\0\0#\0", b"\0amq.topic\0t\0#\0", b"\0\0\0\0", b"\0" * 300, b"\xff" * 300, b"/\0amq.topic\0t\0\xff\xfe\0",
+    subscription("x" * 256), subscription("#", exchange="x" * 256), subscription("#", vhost="x" * 256), os.urandom(700),
+]  # fmt: skip
+
+
+def test_subscriptions_that_are_not_well_formed_bring_nothing(broker, watch, bare):
+    with Wire(broker.events_port, b"SUB") as wire:
+        for bad in BAD_SUBSCRIPTIONS:
+            wire.send(frame(b"\x01" + bad) + frame(b"\x00" + bad) + command(b"SUBSCRIBE", bad) + command(b"CANCEL", bad))
+            wire.send(frame(b"\x02" + bad) + frame(bad) + frame(b"\x01" + bad, 1) + frame(bad))
+        wire.send(frame(b"\x01" + subscription("good.#")))
+        wait_until(lambda: wire.read() and b"good.#" in wire.heard, what="the first event of the one that is")
+        bare.publish(record("good.bye"), exchange="amq.topic")
+        bare.publish(record("bad.bye"), exchange="amq.topic")
+        wait_until(lambda: b"good.bye" in wire.heard or wire.read(), what="the event")
+        assert b"bad.bye" not in wire.heard
+    wait_until(lambda: bare.ok(Verb.STATUS, {})["counters"]["live_patterns"] == 0, what="nothing is left of it")
+
+
+def test_patterns_by_the_thousand_come_and_go(broker, watch, bare):
+    for _ in range(3):
+        with Wire(broker.events_port, b"SUB") as wire:
+            for n in range(2000):
+                wire.send(frame(b"\x01" + subscription(f"many.{n}.#")))
+            wait_until(lambda: bare.ok(Verb.STATUS, {})["counters"]["live_patterns"] == 2000, what="they are active")
+            bare.publish(*[record(f"many.{n}.x") for n in range(100)], exchange="amq.topic")
+        wait_until(lambda: bare.ok(Verb.STATUS, {})["counters"]["live_patterns"] == 0, what="they are gone")
+
+
+# ---- floods
+
+def header(bare, verb, *fields, session=None):
+    return frame(packed(verb, bare.session if session is None else session, 1, *fields))
+
+
+def test_requests_without_reading_any_answer_stay_bounded(broker, watch):
+    """Answers wait up to the mark, then the session ends; whoever reads his answers sees nothing of it."""
+    growth = Growth(watch)
+    began = len(watch.times)
+    with Wire(command_port(broker), b"DEALER") as wire, Bare(broker) as other:
+        wire.send(header(other, Verb.HELLO, 1, "/", "", 0, {}, session=b"").replace(b"\x01\x01\xa1/", b"\x00\x01\xa1/", 1))
+        wait_until(lambda: wire.read() and b"tcp://" in wire.heard, what="WELCOME")
+        at = wire.heard.rindex(b"\xc4\x10") + 2
+        other.session = wire.heard[at : at + 16]
+        requests = header(other, Verb.GET, 1, "x" * 255) * 1000
+        for _ in range(100):
+            assert wire.send(requests)
+            if watch.client.status()["counters"]["clients_too_slow"]:
+                break
+        assert watch.client.status()["counters"]["clients_too_slow"]
+        for _ in range(50):                                                     # and now it has no session
+            wire.send(requests)
+        watch.check()
+        growth.stays_below(60 * MB)
+        assert watch.percentile(since=began) < max(0.1, 10 * watch.calm)
+
+
+def test_consumers_by_the_thousand_reach_their_limit(broker, watch, bare):
+    growth = Growth(watch)
+    bare.ok(Verb.DECLARE_QUEUE, "crowd", {})
+    count = Limit.CONSUMERS_MAX + 100
+    codes = {}
+    for first in range(1, count + 1, 500):
+        numbers = range(first, min(first + 500, count + 1))
+        for number in numbers:
+            bare.send(Verb.CONSUME, number, number, "crowd", 1, 0, {})
+        for _ in numbers:
+            answer = bare.receive()
+            code = answer[4] if answer[0] == Verb.ERROR else None
+            codes[code] = codes.get(code, 0) + 1
+    assert codes == {None: Limit.CONSUMERS_MAX, "limit": 100}
+    assert row_of(bare, "crowd")["consumers"] == Limit.CONSUMERS_MAX
+    assert bare.ok(Verb.DELETE_QUEUE, "crowd", {}) == 0
+    assert bare.refused(Verb.CANCEL, 1) == "no-consumer"
+    growth.stays_below(60 * MB, timeout=3)
+
+
+def test_requests_without_an_answer_reach_their_limit(bare):
+    for n in range(5000):
+        bare.send(Verb.DECLARE_QUEUE, n, f"flood{n % 50}", {})
+    answers = [bare.receive() for _ in range(5000)]
+    assert {answer[0] for answer in answers} <= {Verb.REPLY, Verb.ERROR}
+    assert {answer[4] for answer in answers if answer[0] == Verb.ERROR} <= {"limit"}
+    for n in range(50):
+        bare.ok(Verb.DELETE_QUEUE, f"flood{n}", {})
