@@ -47,11 +47,15 @@ cdef class FrontendLoop:
     cdef Buffer suspects                # Suspect[]
     cdef pollfd[POLL_ITEMS] items       # control, router, monitor, events' bell, workers' bells
     cdef int items_count
+    cdef bint router_ready              # ROUTER may have something: its descriptor said so, or a send may have taken that word away
+    cdef bint monitor_ready
     cdef readonly uint64_t accept_failed    # connections that the system refused
     cdef readonly uint64_t accepted
     cdef readonly bint monitor_failed
 
     cdef bint turn(self) noexcept nogil
+    cdef bint hear_workers(self) noexcept nogil
+    cdef void look(self, int timeout_ms) noexcept nogil
     cdef bint read_monitor(self) noexcept nogil
     cdef uint32_t* accepts_of(self, int fd) noexcept nogil
     cdef int read_requests(self, bint* drained) noexcept nogil

@@ -25,6 +25,7 @@ from fastmq.wire.link cimport LinkHead
 
 
 cdef enum:
+    SOCKET_ITEMS = 3                    # those of `items` that come before the bells
     COPY_MAX = 512                      # bytes of a frame that is copied into libzmq's message; larger ones are handed over
     CONTROL_TURNS = 64                  # busy turns between two looks at the control socket
     SUSPECT_NS = 50000000               # under load that never ends a suspect is not waited for longer; what is late is answered no-session
@@ -70,6 +71,8 @@ cdef class FrontendLoop:
 
     def __cinit__(self, Sessions sessions not None, router, monitor):
         self.sessions = sessions
+        self.router_ready = True
+        self.monitor_ready = True
         self.router = socket_of(router)
         self.monitor = socket_of(monitor)
         buffer_init(&self.suspects)
@@ -117,37 +120,57 @@ cdef class FrontendLoop:
                 timeout_ms = <int> ((until_ns - now) // 1000000) + 1
                 if self.sessions.someone_waits():
                     timeout_ms = min(timeout_ms, WAIT_MS)
-            poll(self.items, self.items_count if timeout_ms else 1, timeout_ms)
+            self.look(timeout_ms)
             if not busy:
                 self.awake()
             if self.items[0].revents:
                 return
+
+    cdef void look(self, int timeout_ms) noexcept nogil:
+        """Wait in poll, or only look at the sockets."""
+        poll(self.items, self.items_count if timeout_ms else SOCKET_ITEMS, timeout_ms)
+        if self.items[1].revents:
+            self.router_ready = True
+        if self.items[2].revents:
+            self.monitor_ready = True
 
     cdef bint turn(self) noexcept nogil:
         """One look at every source, and everything that comes of it sent; whether anything was found."""
         cdef size_t suspects = self.suspects.size // sizeof(Suspect)
         cdef bint drained = False
         cdef bint busy = False
-        cdef int count = 0, worker
-        if self.sessions.serving:
+        cdef int count = 0
+        if self.sessions.serving and (self.router_ready or suspects):
             count = self.read_requests(&drained)
-        busy = self.read_monitor() or count > 0
+            self.router_ready = not drained
+        if count or self.monitor_ready:
+            busy = self.read_monitor() or count > 0
+            self.monitor_ready = False
         self.judge_requests(count)
         if self.suspects.size:
             self.end_suspects(suspects, drained)
             busy = True                     # read on until ROUTER has nothing left of theirs
-        for worker in range(self.sessions.workers.count):
-            if self.sessions.pump(worker, PUMP_MESSAGES):
-                busy = True
+        if self.sessions.workers.written:
+            self.sessions.workers.flush()   # they begin while the rest of this turn is done
         if self.read_events():
             busy = True
+        return self.hear_workers() or busy
+
+    cdef bint hear_workers(self) noexcept nogil:
+        """Read what workers have sent, send everything there is to send; whether anything was found."""
+        cdef int worker
+        cdef bint found = False
+        for worker in range(self.sessions.workers.count):
+            if self.sessions.pump(worker, PUMP_MESSAGES):
+                found = True
         if self.send_all():
-            busy = True
+            self.router_ready = True
+            found = True
         self.sessions.workers.flush()
         if self.sessions.live.link is not None:
             self.sessions.live.link.flush()
             self.sessions.live.link.ring_bell()
-        return busy
+        return found
 
     # ---- connections
 

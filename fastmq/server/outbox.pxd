@@ -48,6 +48,7 @@ cdef class Outbox:
     cdef Frame* next_stray(self) noexcept nogil
     # for whoever has something to say
     cdef void list_ready(self, Session* s) noexcept nogil
+    cdef void list_delivery(self, Session* s) noexcept nogil
     cdef void add_frame(self, Session* s, Buffer* header, Buffer* records) noexcept nogil
     cdef void error_head(self, Session* s, const Source* source, uint32_t code, uint64_t incarnation, Buffer* header) noexcept nogil
     cdef void add_error(self, Session* s, const Source* source, Buffer* header) noexcept nogil

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 import msgpack
 
 from fastmq.server.session cimport (
-    REPLIES_WAITING_MAX, frame_free, frame_make, list_add, list_take, session_append, session_confirm, session_drop_first,
+    REPLIES_WAITING_MAX, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm, session_drop_first,
     session_finish_delivery, session_free, session_header, write_run,
 )
 from fastmq.server.workers cimport padded
@@ -77,6 +77,12 @@ cdef class Outbox:
         if not s.listed and not s.waiting:
             s.listed = True
             list_add(&self.ready, s)
+
+    cdef void list_delivery(self, Session* s) noexcept nogil:
+        """Its consumer waits for this, perhaps somebody behind that too: it goes before outcomes."""
+        if not s.listed and not s.waiting:
+            s.listed = True
+            list_add_first(&self.ready, s)
 
     cdef void free_if_ended(self, Session* s) noexcept nogil:
         if s.ended and not s.listed and not s.waiting and not s.later:

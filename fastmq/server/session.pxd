@@ -85,6 +85,13 @@ cdef inline void list_add(SessionList* l, Session* s) noexcept nogil:
     l.last = s
 
 
+cdef inline void list_add_first(SessionList* l, Session* s) noexcept nogil:
+    s.next = l.first
+    if l.first == NULL:
+        l.last = s
+    l.first = s
+
+
 cdef inline Session* list_take(SessionList* l) noexcept nogil:
     """The first, taken out; NULL when there is none."""
     cdef Session* s = l.first

@@ -257,7 +257,7 @@ cdef class Sessions(Outbox):
             self.delivered += runs[i].count
         if not session_deliver(s, runs, head.runs, names, names + padded(head.names_size), head.records_size):
             self.out_of_memory = True
-        self.list_ready(s)
+        self.list_delivery(s)
 
     cdef void cold_link(
         self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size
