@@ -230,7 +230,10 @@ class FastMQ:
             self.client.delete_queue(name)
 
     def all_settled(self) -> bool:
-        queues = self.client.status()["queues"]
+        status = self.client.status()
+        queues = status["queues"]
+        if len(queues) < status["queues_total"]:
+            raise Void("the broker does not show all of its queues")
         return not any(queue["messages_ready"] or queue["messages_unacknowledged"] for queue in queues)
 
     def __enter__(self) -> "FastMQ":

@@ -21,7 +21,10 @@ def command() -> None:
 def list_queues(as_json: bool, url: str) -> None:
     """List the queues, with their messages and consumers."""
     with connected(url) as mq:
-        queues = mq.status()["queues"]
+        status = mq.status()
+    queues = status["queues"]
+    if len(queues) < status["queues_total"]:
+        say(f"the first {len(queues):,} of {status['queues_total']:,} queues:")
     if as_json:
         for queue in queues:
             write_json(queue)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from leaks import Run, command_of, processes_of
+from needs import need_program
 from waiting import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -141,8 +142,7 @@ def test_what_is_not_a_readable_file_is_told(path: str, told: str) -> None:
 def test_unreadable_files_of_a_folder_are_named_and_left_out(folder: Path) -> None:
     prefix: tuple[str, ...] = ()
     if os.geteuid() == 0:  # root reads everything, but not without these capabilities
-        if not shutil.which("setpriv"):
-            pytest.skip("setpriv is not installed: apt-get install util-linux")
+        need_program("setpriv", "util-linux")
         prefix = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
     (folder / "readable").write_bytes(b"one\n")
     (folder / "closed").write_bytes(b"two\n")
