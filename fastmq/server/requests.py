@@ -31,6 +31,7 @@ __all__ = ["LIMITS", "VHOSTS", "Requests", "read_hello", "shape_of"]
 
 PENDING_MAX = 1024              # requests of one session without an answer
 STATUS_QUEUES_MAX = 20_000      # queues in one STATUS
+UNUSED_AGAIN_NS = 10**9         # between two notices of the same queue
 DELETIONS_KEPT = 1024           # deletes whose counts came before T's answer
 VHOSTS = ["/"]                  # by number
 LIMITS: dict[str, Any] = {      # as WELCOME tells them
@@ -112,8 +113,8 @@ class Requests:
         self._pending: dict[int, Pending] = {}          # by token
         self._token = 0
         self._deletions: dict[int, int | Callable[[int], None]] = {}    # queue -> how many it held, or who waits for that
-        self._lingering: dict[int, int] = {}            # auto-delete queue whose consumers vanished -> when that is told to T
-        self._vanished_queues: set[int] = set()         # queues that lost consumers by a connection's end
+        self._unattended: set[int] = set()              # auto-delete queues that lost a consumer here; their shards say when it was the last
+        self._unused: dict[int, int] = {}               # auto-delete queue without a consumer -> when T is told (again), until it deletes it
         self._now_ns = 0
 
     @property
@@ -135,8 +136,8 @@ class Requests:
         if client is not None:
             for consumer in client.consumers.values():
                 queue = self.view.topology.queues.get(consumer.queue)
-                if queue is not None and queue.auto_delete and not forget:
-                    self._vanished_queues.add(queue.id)
+                if queue is not None and queue.auto_delete:
+                    self._unattended.add(queue.id)
         if self.owns_queues(sid):
             self.view.notice("forget" if forget else "release", sid)
 
@@ -183,17 +184,21 @@ class Requests:
         size_max = self._config.consume_window_bytes
         consumer = Consumer(number, queue.id, messages, min(size or size_max, size_max), options.get("exclusive", False))
 
+        unattended = queue.id in self._unattended
+
         def done(code: int, payload: bytes) -> None:
             if code != Code.OK and client.consumers.get(number) is consumer:
                 del client.consumers[number]
+                if unattended:
+                    self._unattended.add(queue.id)
             self._answer(client, request, code, None)
 
         token = self._await(self.view.worker_of(queue), done, client, Code.UNAVAILABLE)
         self._send(token, LinkKind.L_CONSUME, queue.shard, self._described(token, client, consumer))
         client.consumers[number] = consumer
         if queue.auto_delete:
-            self._lingering.pop(queue.id, None)
-            self._vanished_queues.discard(queue.id)
+            self._unused.pop(queue.id, None)
+            self._unattended.discard(queue.id)
             self.view.notice("consumed", queue.id)
 
     def _described(self, token: int, client: Client, consumer: Consumer) -> bytes:
@@ -207,6 +212,8 @@ class Requests:
         if consumer is None:
             raise Refused(f"the session has no consumer {number}", "no-consumer")
         queue = self.view.topology.queues.get(consumer.queue)
+        if queue is not None and queue.auto_delete:
+            self._unattended.add(queue.id)
         if queue is None or not self._sessions.workers.is_up(self.view.worker_of(queue)):
             del client.consumers[number]
             self._sessions.answer(client.sid, client.hello, request, None)
@@ -285,8 +292,8 @@ class Requests:
 
     def queue_deleted(self, queue: Queue) -> None:
         """T has deleted a queue: its shard drops it, and says how many messages it held."""
-        self._lingering.pop(queue.id, None)
-        self._vanished_queues.discard(queue.id)
+        self._unused.pop(queue.id, None)
+        self._unattended.discard(queue.id)
 
         def done(code: int, payload: bytes) -> None:
             self._deleted(queue.id, COUNTS.unpack_from(payload)[4] if code == Code.OK and payload else 0)
@@ -295,7 +302,7 @@ class Requests:
             self._ask_shard(LinkKind.L_QUEUE_DELETE, queue, None, done, Code.OK)
             return
         self._deleted(queue.id, 0)
-        for client in self._clients.values():           # its shard is not there to say it
+        for client in list(self._clients.values()):     # its shard is not there to say it; who does not read may go by it
             for number in [number for number, consumer in client.consumers.items() if consumer.queue == queue.id]:
                 del client.consumers[number]
                 self._sessions.tell_cancelled(client.sid, number, "queue-deleted", TEXT_OF_NUMBER[Code.QUEUE_DELETED])
@@ -378,14 +385,13 @@ class Requests:
             if client is not None and client.consumers.pop(number, None) is not None:
                 self._sessions.tell_cancelled(sid, number, CODE_OF_NUMBER[code], TEXT_OF_NUMBER[code])
         elif kind == LinkKind.L_UNUSED:
-            self._unused(UNUSED.unpack_from(payload)[2])
+            self._tell_unused(UNUSED.unpack_from(payload)[2])
 
-    def _unused(self, queue: int) -> None:
-        """An auto-delete queue has lost its last consumer. One that went with its connection may come back for `resume_s`."""
-        if queue in self._vanished_queues:
-            self._vanished_queues.discard(queue)
-            self._lingering[queue] = self._now_ns + int(self._config.resume_s * 10**9)
-        else:
+    def _tell_unused(self, queue: int) -> None:
+        """An auto-delete queue has had no consumer, for `resume_s` where one vanished. T is told until it has deleted it: it may die."""
+        self._unattended.discard(queue)
+        if queue in self.view.topology.queues:
+            self._unused[queue] = self._now_ns + UNUSED_AGAIN_NS
             self.view.notice("unused", queue)
 
     def worker_attached(self, worker: int) -> None:
@@ -408,13 +414,18 @@ class Requests:
                 if queue is not None and self.view.worker_of(queue) == worker:
                     described = self._described(0, client, consumer)
                     self._sessions.workers.send(worker, LinkKind.L_CONSUME, queue.shard, described)
+        consumed = set(self.consumed_queues())
+        for id in self._unattended - consumed:          # the worker that would have said it is dead
+            queue = self.view.topology.queues.get(id)
+            if queue is not None and self.view.worker_of(queue) == worker:
+                self._unused.setdefault(id, self._now_ns + int(self._config.resume_s * 10**9))
 
     def tick(self, now_ns: int) -> None:
         """Some time has passed."""
         self._now_ns = now_ns
-        for queue in [queue for queue, due in self._lingering.items() if due <= now_ns]:
-            del self._lingering[queue]
-            self.view.notice("unused", queue)
+        for queue in [queue for queue, due in self._unused.items() if due <= now_ns]:
+            del self._unused[queue]
+            self._tell_unused(queue)
 
     # ---- parts
 

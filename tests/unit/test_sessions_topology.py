@@ -265,23 +265,79 @@ def test_auto_delete_queue_goes_with_its_last_consumer():
     assert desk.sessions.requests.view.topology.queue("/", queue) is None
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
-def test_auto_delete_queue_waits_for_a_consumer_that_lost_its_connection(comes_back):
+def test_auto_delete_queue_whose_consumer_vanished_waits_at_its_shard_and_nowhere_else():
     desk = Desk()
     peer = desk.peer()
     queue = desk.queue_on(1, peer, auto_delete=True)
     peer.ok(Verb.CONSUME, 1, queue, 10, 0, {})
     desk.sessions.connection_lost(peer.fd, 1)
-    unused(desk, 1, desk.queue_id(queue))
+    desk.move(40_000)
+    assert "unused" not in [what for what, _ in notices(desk)]
+    unused(desk, 1, desk.queue_id(queue))               # after resume_s, by the shard's clock
+    assert "unused" in [what for what, _ in notices(desk)]
+    assert desk.sessions.requests.view.topology.queue("/", queue) is None
+
+
+@pytest.mark.parametrize("how", ["vanishes", "cancels", "cancels before"])
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_auto_delete_queue_that_loses_its_consumer_with_its_worker_goes_after_a_while(how, comes_back):
+    desk = Desk()
+    peer, other = desk.peer(), desk.peer(fd=8)
+    queue = desk.queue_on(1, peer, auto_delete=True)
+    unconsumed = desk.queue_on(1, peer, "never", auto_delete=True)
+    peer.ok(Verb.CONSUME, 1, queue, 10, 0, {})
+    if how == "cancels before":
+        peer.ok(Verb.CANCEL, 1)                         # and what the shard says of it dies with the worker
+    desk.kill(1)
+    if how == "vanishes":
+        desk.sessions.connection_lost(peer.fd, 1)
+    elif how == "cancels":
+        peer.ok(Verb.CANCEL, 1)
+    desk.attach(1)
     desk.move(29_000)
     assert "unused" not in [what for what, _ in notices(desk)]
-    peer.hello()
     if comes_back:
-        peer.ok(Verb.CONSUME, 1, queue, 10, 0, {})
+        other.ok(Verb.CONSUME, 1, queue, 10, 0, {})
     desk.move(2_000)
     desk.turn()
     assert ("unused" in [what for what, _ in notices(desk)]) == (not comes_back)
     assert (desk.sessions.requests.view.topology.queue("/", queue) is not None) == comes_back
+    assert desk.sessions.requests.view.topology.queue("/", unconsumed) is not None
+
+
+def test_t_is_told_of_an_unused_queue_until_it_has_deleted_it():
+    desk = Desk()
+    peer = desk.peer()
+    queue = desk.queue_on(1, peer, auto_delete=True)
+    peer.ok(Verb.CONSUME, 1, queue, 10, 0, {})
+    before = desk.sessions.requests.view.topology.snapshot()
+    desk.kill(0)
+    peer.ok(Verb.CANCEL, 1)
+    unused(desk, 1, desk.queue_id(queue))               # nobody is there to hear it
+    desk.t = TopologyShard(7, desk.config)
+    desk.t.begin_handback([0])
+    desk.t.handback(0, before)
+    desk.attach(0)
+    desk.turn()
+    desk.move(1_500)
+    desk.turn()
+    assert desk.sessions.requests.view.topology.queue("/", queue) is None
+
+
+def test_a_deleted_queue_ends_its_consumers_also_where_a_client_that_does_not_read_is_lost_by_it():
+    desk = Desk()
+    slow, peer = desk.peer(), desk.peer(fd=8)
+    queue = desk.queue_on(1, slow)
+    desk.refuse.add(slow.rid)
+    for number in range(1, 1025):
+        slow.send(Verb.CONSUME, number, number, queue, 1, 0, {})
+        desk.turn()
+    peer.ok(Verb.CONSUME, 1, queue, 10, 0, {})
+    desk.kill(1)
+    assert peer.ok(Verb.DELETE_QUEUE, queue, {}) == 0
+    assert [frame[0] for frame in peer.take()] == [Verb.CANCELLED]
+    assert desk.sessions.too_slow == 1
+    assert peer.refused(Verb.CANCEL, 1) == "no-consumer"
 
 
 def test_structs_are_those_of_the_link():
