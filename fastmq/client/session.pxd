@@ -19,7 +19,7 @@ cdef enum:
     STALE_HELLOS_MAX = 16                   # HELLOs on one connection
     AGE_MAX_NS = 3600000000000              # of a publish that is sent again: shards forget publishers after an hour
     CONSUME_RETRY_NS = 50000000             # between CONSUMEs that are answered `unavailable`
-    HEARTBEAT_S = 5
+    HEARTBEAT_S = 0                         # this connection sends no PING: the broker does, and its silence is noticed
     MESSAGES_HELD_MAX = 65535
 
 

@@ -7,7 +7,7 @@
 #   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> OPENED | MESSAGE | WAIT | an error)...]... -> zmtp_start or zmtp_free
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmq.wire.buffer cimport Buffer
+from fastmq.wire.buffer cimport Buffer, buffer_free
 
 
 cdef enum:
@@ -15,6 +15,7 @@ cdef enum:
     ZMTP_COMMAND_SIZE_MAX = 65536       # bytes of a command: READY, PING, ERROR
     ZMTP_PONG_SIZE_MAX = 16             # bytes of a PING's context that are sent back
     ZMTP_OUT_MAX = 1048576              # bytes waiting to be sent above which a PING is not answered
+    ZMTP_KEPT_MAX = 1048576             # bytes of a block that is kept when it is empty
     ZMTP_TEXT_MAX = 120                 # bytes kept of what an ERROR command says
 
 
@@ -90,3 +91,5 @@ cdef inline void zmtp_sent(Zmtp* z, size_t size) noexcept nogil:
     if z.out_at >= z.out.size:
         z.out_at = 0
         z.out.size = 0
+        if z.out.room > ZMTP_KEPT_MAX:
+            buffer_free(&z.out)

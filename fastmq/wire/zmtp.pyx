@@ -11,7 +11,6 @@ cdef enum:
     FLAG_MORE = 1
     FLAG_LONG = 2
     FLAG_COMMAND = 4
-    BUFFER_KEPT_MAX = 1048576           # a larger receive buffer is given back when it is empty
 
 
 cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil:
@@ -78,7 +77,7 @@ cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil:
         z.at -= start
         for i in range(<size_t> z.frames):
             z.frame[i].at -= start
-    if z.received.size == 0 and z.received.room > BUFFER_KEPT_MAX:
+    if z.received.size == 0 and z.received.room > ZMTP_KEPT_MAX:
         buffer_free(&z.received)
     return buffer_reserve(&z.received, size)
 

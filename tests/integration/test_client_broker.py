@@ -287,3 +287,39 @@ def test_cut_connections_lose_and_double_nothing(broker: fastmq.Broker, mq: fast
     assert firsts == list(range(published))
     assert doubled == []
     mq.purge_queue(queue)  # what the last cut gave back
+
+
+def test_a_client_goes_on_with_another_broker_at_the_same_address(run: Run) -> None:
+    """The first one keeps nothing: the client begins a new session, and what had no outcome is published there."""
+    with fastmq.Broker(workers=1) as first:
+        port = urlsplit(first.url).port
+        assert port
+        mq = fastmq.connect(first.url, timeout=10)
+        mq.declare_queue("q")
+        messages = mq.consume("q", timeout=10)
+        events = mq.subscribe("q", timeout=10)
+        mq.publish("q", b"1")
+        held = next(messages)
+        assert next(events).body == b"1"
+        session = mq.session_id
+    assert mq.publish("q", b"2") == 2
+    with fastmq.Broker(workers=1, port=port) as second, fastmq.connect(second.url) as other:
+        with pytest.raises(fastmq.NotFound):  # its queue is gone
+            next(messages)
+        with pytest.raises(fastmq.PublishError) as caught:
+            mq.flush()
+        assert [failure.code for failure in caught.value.failures] == ["no-queue"]
+        assert mq.session_id != session
+        held.ack()
+        assert mq.stale_settlements == 1
+        mq.declare_queue("q")
+        mq.publish("q", b"3")
+
+        def heard() -> bool:
+            other.publish("q", b"again")
+            return events.next(timeout=0.1) is not None
+
+        wait_until(heard)
+        assert events.lost > 0
+        assert mq.consume("q", timeout=5).next().body == b"3"
+        mq.close()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -397,6 +400,64 @@ def test_get_waits_for_its_timeout(broker: FakeBroker, mq: fastmq.Client) -> Non
     assert message is not None
     message.ack()
     timer.join()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("blocked", ["next", "publish", "request", "second thread"])
+def test_signals_interrupt_waiting_calls(blocked: str) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    with FakeBroker(window=(1, 2**20)) as broker:
+        broker.queues["q"] = deque()
+        mq = fastmq.connect(broker.url)
+        messages = mq.consume("q")
+        broker.held_confirms = True
+        broker.mute = {Verb.STATUS}
+        other = threading.Thread(target=lambda: messages.next(timeout=2))
+        if blocked == "publish":
+            mq.publish("x", b"")
+        elif blocked == "second thread":
+            other.start()  # it reads; the main thread waits for it
+        before = signal.signal(signal.SIGALRM, interrupt)
+        begun = time.monotonic()
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Interrupted):
+                mq.publish("x", b"") if blocked == "publish" else mq.status() if blocked == "request" else next(messages)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert time.monotonic() - begun < 1.5
+        broker.held_confirms = False
+        broker.call(broker.confirm_all)
+        if blocked == "second thread":
+            other.join()
+        if blocked == "publish":
+            with pytest.raises(fastmq.PublishError):
+                mq.close()
+        mq.close()
+
+
+ENDS = ["", "mq.close()", "del mq", "sys.exit(0)", "threading.Thread(target=lambda: next(messages), daemon=True).start()"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_program_that_ends_with_an_open_client_ends_well(broker: FakeBroker, end: str) -> None:
+    program = f"""
+import sys, threading, fastmq
+mq = fastmq.connect({broker.url!r})
+messages = mq.consume("q")
+mq.publish("q", b"1")
+mq.flush()
+message = next(messages)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ---- requests

@@ -40,7 +40,7 @@ def consuming(script: Script, prefetch: int = 10, auto_ack: bool = False, size: 
 @pytest.mark.parametrize("step", [0, 1])
 def test_first_hello_is_empty_and_welcome_gives_the_session(step: int) -> None:
     script = Script(step, welcome=False)
-    assert script.connect() == [Verb.HELLO, b"", 0, 1, "/", "me", 5, {}]
+    assert script.connect() == [Verb.HELLO, b"", 0, 1, "/", "me", 0, {}]
     script.welcome()
     assert (script.core.state, script.core.session_id, script.core.current_incarnation) == (Phase.PHASE_UP, SESSION, 1)
     assert script.core.window == ((0, 100), (0, 2**20))

@@ -60,7 +60,7 @@ def test_client_core_and_router_talk(context: zmq.Context) -> None:
     router = context.socket(zmq.ROUTER)
     wire = Wire(core := ClientCore("/", "me"), router.bind_to_random_port("tcp://127.0.0.1"))
     address, header = receive(wire, router)
-    assert msgpack.unpackb(header) == [Verb.HELLO, b"", 0, 1, "/", "me", 5, {}]
+    assert msgpack.unpackb(header) == [Verb.HELLO, b"", 0, 1, "/", "me", 0, {}]
     welcome = [Verb.WELCOME, SESSION[:8], 1, SESSION, 1, {}, 100, 2**20, "tcp://127.0.0.1:1"]
     router.send_multipart([address, msgpack.packb(welcome)])
     wait_until(lambda: wire.pump() or core.session_id)
