@@ -3,7 +3,8 @@
 Owns: the XPUB socket, its monitor, and which connection subscribes to what. Rules: only exact, well-formed subscriptions are accepted, at most
 `patterns_max` distinct ones; each connection counts once for a pattern, whatever it sends, and no longer than it lives (its own word about
 that is not needed); an event is dropped where a subscriber is further behind than the mark. A disconnect with many patterns takes libzmq long:
-that is why this is a thread. It takes the GIL for subscriptions, never for events. Runs in front-ends.
+that is why this is a thread. It takes the GIL for subscriptions, never for events. libzmq remembers what a connection asked for even where that
+is refused, so one that was refused REFUSALS_MAX times is shut down. Runs in front-ends.
 
     main thread --E_EVENT--> this thread --> subscribers          this thread --E_ACTIVE (each subscriber), E_UNUSED (the last)--> main thread
 """
@@ -37,6 +38,15 @@ cdef extern from "<poll.h>" nogil:
         short revents
     int poll(pollfd* items, unsigned long count, int timeout_ms)
     short POLLIN
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    int shutdown(int fd, int how)
+    int SHUT_RDWR
+
+
+cdef enum:
+    REFUSALS_MAX = 256              # subscriptions of one connection; each costs libzmq up to some 30 KiB
 
 
 cdef uint16_t EVENT_ACCEPTED = zmq.EVENT_ACCEPTED
@@ -98,6 +108,7 @@ cdef class EventsThread:
     cdef object _monitor
     cdef Link link
     cdef object _subscriptions
+    cdef dict _refusals             # descriptor of each connection that lives -> how often it was refused
     cdef object _thread
     cdef void* xpub
     cdef void* monitor
@@ -110,6 +121,7 @@ cdef class EventsThread:
         self._monitor = monitor
         self.link = link
         self._subscriptions = Subscriptions(patterns_max)
+        self._refusals = {}
         self.xpub = socket_of(xpub)
         self.monitor = socket_of(monitor)
         self.stop_bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -171,11 +183,14 @@ cdef class EventsThread:
             while zmq_msg_more(&message) and zmq_msg_recv(&message, self.monitor, ZMQ_DONTWAIT) >= 0:
                 pass
             if event == EVENT_DISCONNECTED or event == EVENT_ACCEPTED:      # the same descriptor is another connection now
-                self.connection_lost(fd)
+                self.connection_lost(fd, event == EVENT_ACCEPTED)
         zmq_msg_close(&message)
         return found
 
-    cdef int connection_lost(self, int fd) except -1 with gil:
+    cdef int connection_lost(self, int fd, bint another) except -1 with gil:
+        self._refusals.pop(fd, None)
+        if another:
+            self._refusals[fd] = 0
         for subscription in self._subscriptions.lost(fd):
             self.link.add(E_UNUSED, 0, <const char*> <bytes> subscription, len(subscription))
         return 0
@@ -198,10 +213,18 @@ cdef class EventsThread:
     cdef int judge(self, int source, const uint8_t* data, size_t size) except -1 with gil:
         """One subscription or unsubscription: XPUB in its manual mode does what is said here, to the connection that it came from."""
         cdef bytes subscription = (<const char*> data)[1:size]
+        cdef int refused
+        if source not in self._refusals:            # it has ended: nothing would take the subscription back
+            return 0
         if data[0] == 1:
+            refused = self._subscriptions.refused
             if self._subscriptions.add(source, subscription):
                 self._xpub.setsockopt(zmq.SUBSCRIBE, subscription)
                 self.link.add(E_ACTIVE, 0, <const char*> subscription, len(subscription))
+            elif self._subscriptions.refused > refused:
+                self._refusals[source] += 1
+                if self._refusals[source] == REFUSALS_MAX:
+                    shutdown(source, SHUT_RDWR)     # should it be another one's by now, that one connects again
         elif data[0] == 0 and split_subscription(subscription) is not None:
             self._xpub.setsockopt(zmq.UNSUBSCRIBE, subscription)
             if self._subscriptions.remove(source, subscription):

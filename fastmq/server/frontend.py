@@ -35,6 +35,7 @@ HANDSHAKE_MS = 5_000
 HEARTBEAT_MS = 5_000
 HEARTBEAT_TIMEOUT_MS = 15_000
 BACKLOG = 4_096                 # connections that wait to be accepted: a reconnect storm
+SUBSCRIPTIONS_AHEAD = 1         # that libzmq reads ahead: with more it takes in what one connection sends without ever coming back from it
 RECEIVE_MARK = 256              # messages of one connection that libzmq reads ahead
 DESCRIPTORS_SPARE = 64          # that are not for clients
 
@@ -120,12 +121,12 @@ class Frontend:
         self._draining_until_ns = 0                     # 0: not draining
         self._stopped = False
         self._context: zmq.Context[Any] = zmq.Context(1)
-        self._context.set(zmq.MAX_SOCKETS, config.descriptors)
         self._router = make_socket(self._context, zmq.ROUTER, Limit.FRAME_SIZE_MAX, config, config.send_high_water_mark)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._xpub = make_socket(self._context, zmq.XPUB, SUBSCRIPTION_SIZE_MAX + 16, config, config.events_high_water_mark)
         self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
         self._xpub.setsockopt(zmq.XPUB_MANUAL, 1)
+        self._xpub.setsockopt(zmq.RCVHWM, SUBSCRIPTIONS_AHEAD)
         self._monitors = [monitor_of(self._router, "router"), monitor_of(self._xpub, "xpub")]
         self.port = bind(self._router, host, port, start["bind_retry_s"], "port")
         if events_port < 0:

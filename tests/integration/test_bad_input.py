@@ -1,6 +1,7 @@
 """Bad input to a real broker: each is answered with a code, or ends its own connection, and nobody else sees anything of it."""
 
 import os
+import socket
 import struct
 
 import msgpack
@@ -645,6 +646,33 @@ def test_patterns_by_the_thousand_come_and_go(broker, watch, bare):
             wait_until(lambda: bare.ok(Verb.STATUS, {})["counters"]["live_patterns"] == 2000, what="they are active")
             bare.publish(*[record(f"many.{n}.x") for n in range(100)], exchange="amq.topic")
         wait_until(lambda: bare.ok(Verb.STATUS, {})["counters"]["live_patterns"] == 0, what="they are gone")
+
+
+def test_who_subscribes_without_end_to_what_is_not_possible_is_shut_down(broker, watch):
+    """libzmq keeps each subscription, accepted or not, at some 30 KiB: 200,000 of them would be 6 GB."""
+    growth = Growth(watch)
+    began = len(watch.times)
+    with fastmq.connect(broker.url) as mq, mq.subscribe("news.#", "amq.topic", "topic", timeout=10) as events:
+        for _ in range(5):
+            with Wire(broker.events_port, b"SUB") as wire:
+                for _ in range(800):
+                    if not wire.send(b"".join(frame(b"\x01" + os.urandom(760)) for _ in range(50))):
+                        break
+                else:
+                    pytest.fail("40,000 were taken")
+            mq.publish("news.today", b"x", exchange="amq.topic")
+            assert next(events).body == b"x"
+    growth.stays_below(60 * MB)
+    assert watch.percentile(since=began) < max(0.1, 10 * watch.calm)
+
+
+def test_subscribers_that_go_at_once_leave_no_pattern(broker, watch, bare):
+    for n in range(200):
+        with Wire(broker.events_port, b"SUB") as wire:
+            wire.send(b"".join(frame(b"\x01" + subscription(f"gone.{n}.{k}")) for k in range(n % 50)))
+            if n % 2:
+                wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")       # with a reset
+    wait_until(lambda: bare.ok(Verb.STATUS, {})["counters"]["live_patterns"] == 0, timeout=5, what="nothing is left of them")
 
 
 # ---- floods
