@@ -116,6 +116,7 @@ class Frontend:
         config = Config.from_map(start["settings"])
         host, port, events_port = start["host"], start["port"], start["events_port"]
         limit_resources(config)
+        self._descriptors = config.descriptors
         self._control = control
         self._bells: dict[int, list[int]] = {}          # of each worker's link: own, its
         self._draining_until_ns = 0                     # 0: not draining
@@ -145,6 +146,8 @@ class Frontend:
         )
         self._sessions.events_endpoint = f"tcp://{f'[{host}]' if ':' in host else host}:{self.events_port}"
         self._loop = FrontendLoop(self._sessions, self._router, self._monitors[0])
+        self._sessions.requests.loop_counters = self._counters
+        self._accept_failed = 0
 
     def run(self) -> None:
         """Until told to stop. EOFError and OSError: the supervisor has gone."""
@@ -158,11 +161,21 @@ class Frontend:
             now_ns = time.monotonic_ns()
             if now_ns >= tick_at_ns:
                 self._sessions.tick(now_ns)
+                self._watch_descriptors()
                 tick_at_ns = now_ns + TICK_NS
             if self._draining_until_ns:
                 tick_at_ns = 0
                 if self._sessions.is_drained() or now_ns >= self._draining_until_ns:
                     self._say_farewell()
+
+    def _counters(self) -> dict[str, int]:
+        return {"connections": self._loop.accepted, "connections_failed": self._loop.accept_failed}
+
+    def _watch_descriptors(self) -> None:
+        """Say so when the system refuses connections, for want of descriptors as a rule: libzmq itself goes on trying, at full speed."""
+        if self._loop.accept_failed != self._accept_failed:
+            failed, self._accept_failed = self._loop.accept_failed - self._accept_failed, self._loop.accept_failed
+            log.warning("%d connections could not be accepted; descriptors (%d) is the setting that bounds them", failed, self._descriptors)
 
     def _hear(self) -> None:
         """Do what the supervisor says."""

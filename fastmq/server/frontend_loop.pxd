@@ -2,7 +2,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq.net.libzmq cimport zmq_msg_t
-from fastmq.server.session cimport Frame, Session
+from fastmq.server.session cimport Frame, Meter, Session
 from fastmq.server.sessions cimport Sessions
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.limits cimport WORKERS_MAX
@@ -64,7 +64,7 @@ cdef class FrontendLoop:
     cdef bint end_suspects(self, size_t count, bint drained) noexcept nogil
     cdef bint read_events(self) noexcept nogil
     cdef bint send_all(self) noexcept nogil
-    cdef int send_frame(self, Frame* f, const void* rid, size_t rid_size) noexcept nogil
+    cdef int send_frame(self, Frame* f, const void* rid, size_t rid_size, Meter* meter) noexcept nogil
     cdef bint may_sleep(self) noexcept nogil
     cdef void awake(self) noexcept nogil
     cdef void turns(self, uint64_t until_ns, bint until_idle) noexcept nogil

@@ -8,7 +8,7 @@ a turn. libzmq's descriptors are edges: it sleeps only after a turn in which not
 cimport cython
 from libc.errno cimport EAGAIN, EINTR
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -19,7 +19,9 @@ from fastmq.net.libzmq cimport (
     zmq_msg_init_data, zmq_msg_init_size, zmq_msg_more, zmq_msg_recv, zmq_msg_send, zmq_msg_size, zmq_msg_t,
 )
 from fastmq.net.ring cimport Link
-from fastmq.server.session cimport Frame, Session, frame_free, session_drop_first
+from fastmq.server.session cimport (
+    Frame, Meter, Session, fmq_meter_add, fmq_meter_get, frame_free, meter_drop, session_drop_first,
+)
 from fastmq.wire.buffer cimport buffer_add, buffer_drop_front, buffer_free, buffer_init
 from fastmq.wire.link cimport LinkHead
 
@@ -29,7 +31,7 @@ cdef enum:
     COPY_MAX = 512                      # bytes of a frame that is copied into libzmq's message; larger ones are handed over
     CONTROL_TURNS = 64                  # busy turns between two looks at the control socket
     SUSPECT_NS = 50000000               # under load that never ends a suspect is not waited for longer; what is late is answered no-session
-    WAIT_MS = 2                         # sleep at most, while somebody is slow or waits for the gaps between decided ranges to close
+    IN_LIBZMQ_MAX = 16777216            # bytes of one session that libzmq may hold; then its client is slow
     SENT = 0
     SEND_WAITS = 1                      # the client takes no more for now
     SEND_LOST = 2                       # its connection is gone
@@ -47,16 +49,33 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
 
 
+cdef struct Loan:                       # a block that libzmq holds
+    Meter* meter                        # of the session that it belongs to; NULL: of none
+    size_t size
+
+
 cdef void release(void* data, void* hint) noexcept nogil:
-    """libzmq has let go of a frame; called on its thread."""
+    """libzmq has let go of a block; called on its thread."""
+    cdef Loan* loan = <Loan*> hint
+    if loan.meter != NULL:
+        meter_drop(loan.meter, loan.size)
+    free(loan)
     free(data)
 
 
-cdef inline int message_of(zmq_msg_t* message, uint8_t** data, size_t size) noexcept nogil:
+cdef inline int message_of(zmq_msg_t* message, uint8_t** data, size_t size, Meter* meter) noexcept nogil:
     """Make a libzmq message of a malloc'ed block, which is libzmq's then and NULL here, or still ours where it was copied. -1: no memory."""
+    cdef Loan* loan
     if size > COPY_MAX:
-        if zmq_msg_init_data(message, data[0], size, release, NULL) != 0:
+        loan = <Loan*> malloc(sizeof(Loan))
+        if loan == NULL or zmq_msg_init_data(message, data[0], size, release, loan) != 0:
+            free(loan)
             return -1
+        loan.meter = meter
+        loan.size = size
+        if meter != NULL:
+            fmq_meter_add(&meter.size, size)
+            fmq_meter_add(&meter.holders, 1)
         data[0] = NULL
         return 0
     if zmq_msg_init_size(message, size) != 0:
@@ -71,6 +90,7 @@ cdef class FrontendLoop:
 
     def __cinit__(self, Sessions sessions not None, router, monitor):
         self.sessions = sessions
+        sessions.cuts_connections = True
         self.router_ready = True
         self.monitor_ready = True
         self.router = socket_of(router)
@@ -118,8 +138,8 @@ cdef class FrontendLoop:
             timeout_ms = 0
             if not busy and self.may_sleep():
                 timeout_ms = <int> ((until_ns - now) // 1000000) + 1
-                if self.sessions.someone_waits():
-                    timeout_ms = min(timeout_ms, WAIT_MS)
+                if self.sessions.wait_at_most() >= 0:
+                    timeout_ms = min(timeout_ms, self.sessions.wait_at_most())
             self.look(timeout_ms)
             if not busy:
                 self.awake()
@@ -313,10 +333,12 @@ cdef class FrontendLoop:
 
     # ---- answers
 
-    cdef int send_frame(self, Frame* f, const void* rid, size_t rid_size) noexcept nogil:
-        """Hand one frame to libzmq."""
+    cdef int send_frame(self, Frame* f, const void* rid, size_t rid_size, Meter* meter) noexcept nogil:
+        """Hand one frame to libzmq. `meter`: of its session, NULL: of none."""
         cdef zmq_msg_t message
         cdef int failed
+        if meter != NULL and fmq_meter_get(&meter.size) > IN_LIBZMQ_MAX:
+            return SEND_WAITS
         if zmq_msg_init_size(&message, rid_size) != 0:
             self.sessions.out_of_memory = True
             return SEND_LOST
@@ -327,14 +349,14 @@ cdef class FrontendLoop:
                 continue
             zmq_msg_close(&message)
             return SEND_WAITS if failed == EAGAIN else SEND_LOST
-        if message_of(&message, &f.header, f.header_size) != 0:     # the message begun is closed with the process
+        if message_of(&message, &f.header, f.header_size, meter) != 0:     # the message begun is closed with the process
             self.sessions.out_of_memory = True
             return SEND_LOST
         if zmq_msg_send(&message, self.router, ZMQ_DONTWAIT | (ZMQ_SNDMORE if f.records != NULL else 0)) < 0:
             zmq_msg_close(&message)
         if f.records == NULL:
             return SENT
-        if message_of(&message, &f.records, f.records_size) != 0:
+        if message_of(&message, &f.records, f.records_size, meter) != 0:
             self.sessions.out_of_memory = True
             return SEND_LOST
         if zmq_msg_send(&message, self.router, ZMQ_DONTWAIT) < 0:
@@ -347,12 +369,12 @@ cdef class FrontendLoop:
         cdef Frame* f
         cdef int result
         cdef bint found = False
-        if self.sessions.someone_waits():
+        if self.sessions.wait_at_most() >= 0:
             self.sessions.retry_slow()
         s = self.sessions.next_ready()
         while s != NULL:
             while s.first != NULL:
-                result = self.send_frame(s.first, s.rid, s.rid_size)
+                result = self.send_frame(s.first, s.rid, s.rid_size, s.meter)
                 if result == SEND_WAITS:
                     self.sessions.hold(s)
                     break
@@ -367,7 +389,7 @@ cdef class FrontendLoop:
         f = self.sessions.next_stray()
         while f != NULL:
             found = True
-            if self.send_frame(f, f.rid, f.rid_size) != SENT:
+            if self.send_frame(f, f.rid, f.rid_size, NULL) != SENT:
                 self.sessions.strays_dropped += 1
             frame_free(f)
             f = self.sessions.next_stray()

@@ -23,6 +23,7 @@ cdef class Outbox:
     cdef readonly uint64_t now_ns
     cdef readonly bint closing          # nothing new is taken
     cdef readonly bint out_of_memory    # something was lost for want of memory: this process is of no more use
+    cdef bint cuts_connections          # the descriptors are those of this process's sockets, not a test's numbers
     cdef list _codes_kept               # the bytes that `codes` points to
     cdef CodeText[CODES] codes
     cdef IdMap by_sid                   # sid -> Session*
@@ -43,7 +44,7 @@ cdef class Outbox:
     cdef void sent(self, Session* s) noexcept nogil
     cdef void hold(self, Session* s) noexcept nogil
     cdef void retry_slow(self) noexcept nogil
-    cdef bint someone_waits(self) noexcept nogil
+    cdef int wait_at_most(self) noexcept nogil
     cdef void lost_route(self, Session* s) noexcept nogil
     cdef Frame* next_stray(self) noexcept nogil
     # for whoever has something to say
@@ -59,5 +60,7 @@ cdef class Outbox:
     # private
     cdef void free_if_ended(self, Session* s) noexcept nogil
     cdef void flush_outcomes(self, Session* s) noexcept nogil
+    cdef void bound_waiting(self, uint64_t size_max) noexcept nogil
+    cdef void end_slow(self, Session* s) noexcept nogil
     cdef void lose(self, Session* s) noexcept with gil
     cdef void vanish(self, Session* s)

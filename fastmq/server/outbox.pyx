@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 import msgpack
 
 from fastmq.server.session cimport (
-    REPLIES_WAITING_MAX, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm, session_drop_first,
+    REPLIES_WAITING_MAX, fmq_meter_get, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm, session_drop_first,
     session_finish_delivery, session_free, session_header, write_run,
 )
 from fastmq.server.workers cimport padded
@@ -24,8 +24,15 @@ from fastmq.wire.verbs cimport CANCELLED, CLOSING, ERROR, REPLY
 from fastmq.errors import CODE_OF_NUMBER, TEXT_OF_NUMBER
 
 
+cdef extern from "<sys/socket.h>" nogil:
+    int shutdown(int fd, int how)
+    int SHUT_RDWR
+
+
 cdef enum:
     STRAYS_MAX = 4096                   # frames without a session that may wait in one turn
+    LATER_MS = 2                        # see RANGES_WAIT_NS
+    SLOW_MS = 10                        # between two tries to send to a client that takes no more
     TEXT_SIZE_MAX = 1024                # bytes of an error's sentence
 
 
@@ -140,9 +147,41 @@ cdef class Outbox:
         self.unreachable += 1
         self.lose(s)
 
-    cdef bint someone_waits(self) noexcept nogil:
-        """Whether `retry_slow` has something to do."""
-        return self.slow.first != NULL or self.later != NULL
+    cdef int wait_at_most(self) noexcept nogil:
+        """Milliseconds after which `retry_slow` should be called; -1: it has nothing to do."""
+        if self.later != NULL:
+            return LATER_MS
+        return SLOW_MS if self.slow.first != NULL else -1
+
+    cdef void bound_waiting(self, uint64_t size_max) noexcept nogil:
+        """End the sessions for which most waits, here and in libzmq, until it is no more than `size_max` bytes in all."""
+        cdef uint64_t total, size, largest
+        cdef Session* s
+        cdef Session* worst
+        cdef size_t i
+        while True:
+            total = 0
+            largest = 0
+            worst = NULL
+            for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+                s = <Session*> <size_t> self.by_sid.entries[i].value
+                if self.by_sid.entries[i].key == 0 or s.fd < 0:
+                    continue
+                size = s.frames_size + s.records.size + fmq_meter_get(&s.meter.size)
+                total += size
+                if size > largest:
+                    largest = size
+                    worst = s
+            if total <= size_max or worst == NULL:
+                return
+            self.end_slow(worst)
+
+    cdef void end_slow(self, Session* s) noexcept nogil:
+        """The client does not read: end its session, and its connection, so that libzmq lets go of what it holds."""
+        self.too_slow += 1
+        if self.cuts_connections:
+            shutdown(s.fd, SHUT_RDWR)       # should it be another one's by now, that one connects again
+        self.lose(s)
 
     cdef void lose(self, Session* s) noexcept with gil:
         self.vanish(s)
@@ -170,8 +209,7 @@ cdef class Outbox:
         session_append(s, f)
         self.list_ready(s)
         if s.replies > REPLIES_WAITING_MAX:
-            self.too_slow += 1
-            self.lose(s)
+            self.end_slow(s)
 
     cdef void add_stray(self, const Source* source, Buffer* header) noexcept nogil:
         cdef Frame* f = frame_make(header, NULL) if self.strays_count < STRAYS_MAX else NULL

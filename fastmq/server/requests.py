@@ -107,6 +107,7 @@ class Requests:
     def __init__(self, sessions: Sessions, config: Config) -> None:
         self.view = TopologyView(sessions, self, VHOSTS)
         self.processes: list[dict[str, Any]] = []       # as the supervisor says; for STATUS
+        self.loop_counters: Callable[[], dict[str, int]] = dict     # those of the loop around the sessions; for STATUS
         self._sessions = sessions
         self._config = config
         self._clients: dict[int, Client] = {}
@@ -362,7 +363,7 @@ class Requests:
             })  # fmt: skip
         result = {
             "processes": self.processes, "queues": queues, "queues_total": len(self.view.topology.queues),
-            "counters": self._sessions.counters(),
+            "counters": self._sessions.counters() | self.loop_counters(),
         }  # fmt: skip
         self._sessions.answer(gathering.client.sid, gathering.hello, gathering.request, result)
 

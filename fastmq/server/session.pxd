@@ -22,6 +22,28 @@ cdef enum:
     CODES = 26
 
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint64_t fmq_meter_add(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+    static inline uint64_t fmq_meter_get(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+    """
+    uint64_t fmq_meter_add(uint64_t* p, uint64_t v) noexcept nogil
+    uint64_t fmq_meter_get(const uint64_t* p) noexcept nogil
+
+
+cdef struct Meter:                      # how much of a session's libzmq holds; libzmq's threads let go of it
+    uint64_t size                       # bytes
+    uint64_t holders                    # the session, and each frame in libzmq; the last one frees it
+
+
+cdef inline void meter_drop(Meter* m, uint64_t size) noexcept nogil:
+    """A holder with `size` bytes has gone. On any thread."""
+    fmq_meter_add(&m.size, <uint64_t> 0 - size)
+    if fmq_meter_add(&m.holders, <uint64_t> -1) == 0:
+        free(m)
+
+
 cdef struct Frame:
     Frame* next
     uint8_t* header                     # malloc'ed
@@ -43,6 +65,8 @@ cdef struct Session:
     int fd                              # the connection of the last HELLO, -1: it is gone
     uint32_t accept_count
     uint64_t vanished_ns                # when it went
+    Meter* meter                        # of what libzmq holds for its client
+    size_t frames_size                  # bytes of the frames waiting here
     uint64_t live_seq                   # live subscribers have been sent what was published up to here
     Account account
     uint64_t told_up_to                 # `up_to` of the last CONFIRM
@@ -133,6 +157,7 @@ cdef inline void session_append(Session* s, Frame* f) noexcept nogil:
     else:
         s.last.next = f
     s.last = f
+    s.frames_size += f.header_size + f.records_size
     if not f.is_delivery:
         s.replies += 1
 
@@ -141,6 +166,7 @@ cdef inline void session_drop_first(Session* s) noexcept nogil:
     """The first frame has been sent, or cannot be."""
     cdef Frame* f = s.first
     s.first = f.next
+    s.frames_size -= f.header_size + f.records_size
     if not f.is_delivery:
         s.replies -= 1
     if f.is_confirm:
@@ -160,6 +186,8 @@ cdef inline void session_drop_frames(Session* s) noexcept nogil:
 cdef inline void session_free(Session* s) noexcept nogil:
     session_drop_frames(s)
     account_free(&s.account)
+    if s.meter != NULL:
+        meter_drop(s.meter, 0)
     free(s)
 
 

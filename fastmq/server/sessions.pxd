@@ -20,11 +20,12 @@ cdef class Sessions(Outbox):
     cdef readonly object config
     cdef readonly uint64_t epoch
     cdef public str events_endpoint     # where the XPUB socket is bound, for WELCOME
-    cdef readonly bint serving          # the topology is known: requests may be read
+    cdef public bint serving            # the topology is known: before that every publish would be refused for want of queues
     cdef bytes _key
     cdef object _random
     cdef IdMap by_fd                    # fd + 1 -> Session* that lives on it
     cdef dict _vanished                 # sids without a connection, in the order they lost it
+    cdef dict _spare                    # those of them that owned no queues then, in the same order
     cdef uint64_t tick_at_ns
     # counters
     cdef readonly uint64_t received     # requests

@@ -15,7 +15,7 @@ import os
 
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 import msgpack
@@ -30,7 +30,7 @@ from fastmq.server.publishing cimport (
     PublishRequest,
 )
 from fastmq.server.settling cimport SETTLE_BAD, SETTLE_DONE, SETTLE_NO_MEMORY, SETTLE_TOO_LARGE
-from fastmq.server.session cimport session_deliver, session_drop_frames
+from fastmq.server.session cimport Meter, session_deliver, session_drop_frames
 from fastmq.server.workers cimport padded
 from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_put, idmap_remove
 from fastmq.wire.limits cimport BATCH_COUNT_MAX, HEADER_SIZE_MAX, NAME_SIZE_MAX, PROTOCOL_VERSION, SETTLE_RANGES_MAX
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 cdef enum:
     INCARNATION_MAX = 0x7fffffff        # of a HELLO; RESENDs count on from there
     TICK_NS = 100000000
+    WAITING_SHARE = 4                   # what waits for clients that do not read may take this part of the front-end's memory
     OUTCOMES_SPARE = 4096               # refusals beside those that the window bounds which may wait for a client that does not read
 
 
@@ -73,6 +74,7 @@ cdef class Sessions(Outbox):
         self._key = key
         self._random = random
         self._vanished = {}
+        self._spare = {}
         self.events_endpoint = ""
         self.workers = Workers(workers, map)
         self.live = LivePatterns(epoch, config.patterns_max, events_link)
@@ -194,8 +196,7 @@ cdef class Sessions(Outbox):
         elif s.account.due:
             self.list_ready(s)
             if s.account.refused.size > (2 * s.account.window + OUTCOMES_SPARE) * sizeof(LinkRefusal):
-                self.too_slow += 1
-                self.lose(s)
+                self.end_slow(s)
 
     cdef void settle(self, Session* s, const Source* source, Reader* r, int fields) noexcept nogil:
         cdef int result = self.settling.settle(s, r) if fields == 1 else SETTLE_BAD
@@ -382,15 +383,23 @@ cdef class Sessions(Outbox):
         """A session without a connection. Where there are as many as allowed, one that lost its connection long ago and owns nothing goes."""
         cdef Session* s
         if self.by_sid.count >= <size_t> self.config.sessions_max:
-            for old in self._vanished:
+            while self._spare:
+                old = next(iter(self._spare))
+                del self._spare[old]
                 if not self.requests.owns_queues(old):
                     self.forget(self.find(old))
                     break
             else:
                 raise Refused(f"there are {self.by_sid.count} sessions, as many as sessions_max allows", "limit")
         s = <Session*> calloc(1, sizeof(Session))
-        if s == NULL or not idmap_put(&self.by_sid, sid, <uint64_t> <size_t> s):
+        if s == NULL:
             raise MemoryError
+        s.meter = <Meter*> calloc(1, sizeof(Meter))
+        if s.meter == NULL or not idmap_put(&self.by_sid, sid, <uint64_t> <size_t> s):
+            free(s.meter)
+            free(s)
+            raise MemoryError
+        s.meter.holders = 1
         s.sid = sid
         s.proof = proof
         s.fd = -1
@@ -407,6 +416,7 @@ cdef class Sessions(Outbox):
             self.end_at_workers(s, False)
         self.leave_connection(s)
         self._vanished.pop(s.sid, None)
+        self._spare.pop(s.sid, None)
         if not idmap_put(&self.by_fd, source.fd + 1, <uint64_t> <size_t> s):
             raise MemoryError
         s.fd = source.fd
@@ -456,6 +466,8 @@ cdef class Sessions(Outbox):
             self.requests.session_ended(s.sid, forget=False)
         except Exception:
             log.exception("the end of a session's connection")
+        if not self.requests.owns_queues(s.sid):
+            self._spare[s.sid] = None
 
     cdef void forget(self, Session* s) noexcept nogil:
         """Nothing is left of the session here."""
@@ -463,6 +475,7 @@ cdef class Sessions(Outbox):
         idmap_remove(&self.by_sid, s.sid)
         with gil:
             self._vanished.pop(s.sid, None)
+            self._spare.pop(s.sid, None)
         s.ended = True
         self.free_if_ended(s)
 
@@ -528,10 +541,6 @@ cdef class Sessions(Outbox):
         except Exception:
             log.exception("message %d of the XPUB thread", kind)
 
-    def begin_serving(self) -> None:
-        """There is a view of the topology: requests may be read. Before it every publish would be refused as `no-queue`."""
-        self.serving = True
-
     def drop_routes(self) -> None:
         """The topology or the set of live patterns has changed."""
         self.publishing.routes.clear()
@@ -566,6 +575,7 @@ cdef class Sessions(Outbox):
         for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
             if self.by_sid.entries[i].key:
                 account_trim(&(<Session*> <size_t> self.by_sid.entries[i].value).account)
+        self.bound_waiting(self.config.frontend_memory_max // WAITING_SHARE)
         self.requests.tick(now_ns)
 
     def drain(self) -> None:

@@ -99,7 +99,7 @@ class TopologyView:
         before, self.topology = self.topology, topology
         self._sessions.drop_routes()
         if before.number == 0:
-            self._sessions.begin_serving()
+            self._sessions.serving = True
             self.attach([worker for worker in range(self._sessions.workers.count) if self._sessions.workers.is_up(worker)])
             return
         for queue in before.queues.values():

@@ -314,6 +314,23 @@ def test_slow_client_loses_its_session_when_too_many_answers_wait():
     assert peer.hello()[0] == Verb.WELCOME
 
 
+def test_clients_for_which_most_waits_are_ended_before_the_memory_is_used_up():
+    desk = Desk(settings={"frontend_memory_max": 2**26})
+    greedy, modest = desk.peer(7), desk.peer(8)
+    desk.refuse |= {greedy.rid, modest.rid}
+    big = record("a", bytes(50_000))
+    for n in range(340):
+        desk.deliver(0, greedy.sid, 1, (1, n, [big], 1, ""))
+        desk.turn()
+    desk.deliver(0, modest.sid, 1, (1, 1, [big], 1, ""))
+    desk.turn()
+    desk.move(200)
+    assert desk.sessions.counters()["clients_too_slow"] == 1
+    desk.refuse.clear()
+    assert greedy.take() == []
+    assert [frame[0] for frame in modest.take()] == [Verb.DELIVER]
+
+
 def test_stale_publishes_do_not_flood_a_client_that_does_not_read():
     desk = Desk()
     peer = desk.peer()
