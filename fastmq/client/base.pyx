@@ -9,11 +9,11 @@ from fastmq.client.events cimport EventsCore
 from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP
 from fastmq.client.posix cimport clock_ns
+from fastmq.client.properties cimport properties_of
 from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_due
 from fastmq.client.requests cimport REQUEST_FAILED, Request, requests_find, requests_remove
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 from fastmq.wire.limits cimport MESSAGE_SIZE_MAX, NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
-from fastmq.wire.msgpack cimport Reader, mp_bool, mp_map, mp_skip, mp_str, mp_uint, reader_init
 from fastmq.wire.verbs cimport MANDATORY
 
 import msgpack
@@ -37,75 +37,6 @@ cdef int bad_text(str what, text) except -1:
     if size > NAME_SIZE_MAX:
         raise BadArgument(f"the {what} has {size} bytes; at most {NAME_SIZE_MAX} are allowed")
     raise BadArgument(f"the {what} must not contain NUL")
-
-
-cdef int put_text(Buffer* b, str name, text) except -1:
-    cdef Py_ssize_t size
-    cdef const char* data
-    if not isinstance(text, str):
-        raise BadArgument(f"{name} must be str, not {type(text).__name__}")
-    data = PyUnicode_AsUTF8AndSize(name, &size)
-    mp_str(b, data, <uint32_t> size)
-    try:
-        data = PyUnicode_AsUTF8AndSize(text, &size)
-    except UnicodeEncodeError:
-        raise BadArgument(f"{name} cannot be written as UTF-8") from None
-    if size > PROPERTIES_SIZE_MAX:
-        raise BadArgument(f"{name} has {size} bytes; all properties together may have {PROPERTIES_SIZE_MAX}")
-    mp_str(b, data, <uint32_t> size)
-    return 0
-
-
-cdef bytes properties_of(headers, bint persistent, int priority, message_id, correlation_id, reply_to, content_type):
-    """The properties that are not default, as msgpack; None if all are."""
-    cdef Buffer b
-    cdef Reader r
-    cdef bytes packed = None
-    cdef uint32_t count = (
-        (headers is not None) + (not persistent) + (priority != 0) + (message_id is not None) + (correlation_id is not None)
-        + (reply_to is not None) + (content_type is not None))
-    if count == 0:
-        return None
-    if not 0 <= priority <= 255:
-        raise BadArgument(f"priority={priority} must lie between 0 and 255")
-    if headers is not None:
-        if not isinstance(headers, dict):
-            raise BadArgument(f"headers must be a dict, not {type(headers).__name__}")
-        try:
-            packed = packb(headers)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise BadArgument(f"headers cannot be encoded: {error}") from None
-    buffer_init(&b)
-    try:
-        mp_map(&b, count)
-        if packed is not None:
-            mp_str(&b, b"headers", 7)
-            buffer_add(&b, <const char*> packed, len(packed))
-        if not persistent:
-            mp_str(&b, b"persistent", 10)
-            mp_bool(&b, False)
-        if priority:
-            mp_str(&b, b"priority", 8)
-            mp_uint(&b, priority)
-        if message_id is not None:
-            put_text(&b, "message_id", message_id)
-        if correlation_id is not None:
-            put_text(&b, "correlation_id", correlation_id)
-        if reply_to is not None:
-            put_text(&b, "reply_to", reply_to)
-        if content_type is not None:
-            put_text(&b, "content_type", content_type)
-        if b.failed:
-            raise MemoryError
-        if b.size > PROPERTIES_SIZE_MAX:
-            raise BadArgument(f"the properties have {b.size} bytes; at most {PROPERTIES_SIZE_MAX} are allowed")
-        reader_init(&r, b.data, b.size)
-        mp_skip(&r)
-        if r.error:
-            raise BadArgument("headers may be nested at most 14 deep, and hold only None, bool, int, float, str, bytes, lists and dicts")
-        return <bytes> b.data[:b.size]
-    finally:
-        buffer_free(&b)
 
 
 cdef class ClientBase:

@@ -128,6 +128,7 @@ cdef class ClientCore(Session):
         self.publishes.limit_messages = messages
         self.publishes.limit_bytes = size
         self.begin_incarnation(messages, size, now)
+        self.flush(now)                                 # what was published before it was asked goes before it
         request = self.requests.first
         while request != NULL:
             if request.state == REQUEST_WAITING and not request.sent:
@@ -138,7 +139,6 @@ cdef class ClientCore(Session):
                 c = <ConsumerState*> <size_t> self.consumers.entries[i].value
                 if self.consumers.entries[i].key and c.phase == CONSUMER_STARTING:
                     self.consume_again(c, now)
-        self.flush(now)
         return True
 
     cdef void begin_incarnation(self, uint64_t window_messages, uint64_t window_bytes, uint64_t now) noexcept nogil:

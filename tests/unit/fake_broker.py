@@ -271,3 +271,8 @@ class FakeBroker:
             session.update(sent=0, size=0)
             session.pop("confirms", None)
             self.say(session, Verb.RESEND, *self.window)
+
+
+def fill(broker: FakeBroker, count: int, queue: str = "q") -> None:
+    """Put `count` messages into a queue, with bodies 0, 1, 2, ..."""
+    broker.queues[queue].extend(msgpack.packb([queue, None, b"%d" % i]) for i in range(count))

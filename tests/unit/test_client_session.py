@@ -173,7 +173,7 @@ def test_closing_broker_is_settled_with_but_asked_nothing_new() -> None:
     script.disconnect()
     script.connect()
     script.welcome(2)
-    assert script.verbs() == [Verb.STATUS, Verb.PUBLISH, Verb.CONSUME]
+    assert script.verbs() == [Verb.PUBLISH, Verb.STATUS, Verb.CONSUME]
 
 
 def test_bye_goes_behind_everything_else() -> None:
@@ -206,6 +206,18 @@ def test_a_request_goes_behind_what_was_published_before_it() -> None:
     script.core.request(Verb.STATUS, [{}])
     script.core.publish("k", b"2")
     assert script.verbs() == [Verb.PUBLISH, Verb.STATUS, Verb.PUBLISH]
+
+
+def test_after_a_break_too_a_request_goes_behind_what_was_published_before_it() -> None:
+    script = Script()
+    script.core.publish("q", b"open")
+    script.sent()
+    script.disconnect()
+    script.core.publish("q", b"new")
+    script.core.request(Verb.GET, ["q"])
+    script.connect()
+    script.welcome(2)
+    assert script.verbs() == [Verb.PUBLISH, Verb.PUBLISH, Verb.GET]
 
 
 def test_harmless_requests_are_repeated_and_others_have_an_unknown_outcome() -> None:
