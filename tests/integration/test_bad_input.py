@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import time
 
 import msgpack
 import pytest
@@ -290,6 +291,32 @@ def test_sessions_by_the_thousand_are_forgotten_or_refused(broker, watch):
         bare.alive()
         watch.check()
     growth.stays_below(30 * MB)
+
+
+def test_refusing_sessions_beyond_the_limit_costs_little():
+    """Sessions that were left behind and own queues are kept for a while: each HELLO beyond them must not look through all of them."""
+    count = 1500
+    with fastmq.Broker(workers=1, sessions_max=count) as broker, Bare(broker) as bare:
+        began = time.monotonic()
+        for _ in range(count - 1):
+            bare.ok(Verb.DECLARE_QUEUE, "", {"exclusive": True})
+            bare.hello()
+        filled = time.monotonic() - began
+        began = time.monotonic()
+        for _ in range(count):
+            bare.send(Verb.HELLO, 1, "/", "", 0, {}, session=b"", incarnation=0)
+        assert {bare.error() for _ in range(count)} == {"limit"}
+        assert time.monotonic() - began < filled
+        bare.alive()
+        bare.send(Verb.BYE)
+
+        def comes_and_goes():
+            with Bare(broker, hello=False) as other:
+                other.hello()
+            return True
+
+        for _ in range(5):                                              # one that has gone and owned nothing makes room
+            wait_until(comes_and_goes)
 
 
 # ---- publishes
