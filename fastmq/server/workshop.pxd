@@ -62,6 +62,7 @@ cdef class Workshop:
     cdef Fifo held                  # deliveries in parcels point into their effects
     cdef size_t held_size           # bytes of those effects
     cdef Buffer queues              # of the decision in hand
+    cdef bint outcomes_wait         # outcomes of the turn before found no room: no delivery is made before they have left
     cdef uint64_t appended          # log position of the last record made
     cdef uint64_t durable           # log position up to which outcomes may leave
     cdef int64_t now_ns
@@ -80,6 +81,7 @@ cdef class Workshop:
     cdef void say(self, const EffectHead* effect, const uint8_t* payload) noexcept nogil
     cdef bint pump(self) noexcept nogil
     cdef bint is_congested(self) noexcept nogil
+    cdef bint owes_outcomes(self) noexcept nogil
     cdef void send_delivery(self, Port* port, Parcel* parcel) noexcept nogil
     cdef void send_port_deliveries(self, Port* port) noexcept nogil
     cdef void send_deliveries(self) noexcept nogil

@@ -176,8 +176,11 @@ cdef class Workshop:
             fifo_add(&self.eager, shard)
         self.send_deliveries()
         if not self.failed:
+            if self.outcomes_wait:          # since the turn before: they leave first now, and no delivery before them
+                self.send_outcomes()
             more = self.pump()
             self.send_outcomes()            # behind the deliveries, which somebody is more likely to wait for
+            self.outcomes_wait = self.owes_outcomes()
             for i in range(FRONTENDS_MAX):
                 if self.ports[i].link != NULL:
                     (<Link> self.ports[i].link).ring_bell()
@@ -359,9 +362,18 @@ cdef class Workshop:
     cdef bint is_congested(self) noexcept nogil:
         """Whether a front-end is so far behind that no more deliveries are made. With several front-ends one would hold up the others: then
         shards need to know whose consumers to pass over."""
+        cdef size_t limit = 0 if self.outcomes_wait and self.owes_outcomes() else CONGESTED_SIZE
         cdef int i
         for i in range(FRONTENDS_MAX):
-            if self.ports[i].link != NULL and (<Link> self.ports[i].link).waiting() > CONGESTED_SIZE:
+            if self.ports[i].link != NULL and (<Link> self.ports[i].link).waiting() > limit:
+                return True
+        return False
+
+    cdef bint owes_outcomes(self) noexcept nogil:
+        """Whether outcomes wait for room in a ring."""
+        cdef int i
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].outgoing.first != NULL and self.durable >= self.appended:
                 return True
         return False
 

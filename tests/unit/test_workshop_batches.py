@@ -164,3 +164,26 @@ def test_message_for_a_shard_of_another_worker_is_passed_over(frontend):
     frontend.publish(PUBLISHER, 1, [(1, [100], 0, [record("k", b"")]), (2, [160], 60, [record("k", b"")])])
     frontend.request(LinkKind.L_QUEUE_COUNTS, 60, queue=160, token=3)
     assert frontend.turn() == [(LinkKind.L_OUTCOME, (PUBLISHER, [(1, 1)], []))]
+
+
+def test_outcome_does_not_wait_for_the_end_of_a_backlog_that_is_delivered():
+    frontend = StandIn(make_workshop(SHARDS))
+    frontend.declare(0, 100)
+    frontend.declare(1, 101)
+    for first in range(1, 8001, 100):
+        frontend.publish(PUBLISHER, 1, [(first, [100], 0, [record("k", bytes(4000))] * 100)])
+        frontend.turn()
+    frontend.consume(0, 100, CONSUMER, window=60_000, window_bytes=2**40)
+    frontend.publish(PUBLISHER, 1, [(8001, [101], 1, [record("k", b"")])])
+    delivered, outcomes = 0, []
+    while not outcomes:                     # 32 MB wait for a front-end that reads less in a turn than a shard delivers
+        frontend.link.flush_waiting()
+        frontend.workshop.turn_once(frontend.now_ms * 1_000_000, frontend.now_ms)
+        for kind, value in frontend.read():
+            if kind == LinkKind.L_DELIVER:
+                delivered += len(value.records)
+                frontend.settle(0, CONSUMER, [(run.first_n, run.first_n + run.count - 1) for run in value.runs])
+            elif kind == LinkKind.L_OUTCOME:
+                outcomes.append(value)
+    assert outcomes == [(PUBLISHER, [(8001, 8001)], [])]
+    assert delivered <= 4096, "what one pump of a shard makes"
