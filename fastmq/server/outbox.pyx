@@ -11,8 +11,8 @@ from libc.string cimport memcpy
 import msgpack
 
 from fastmq.server.session cimport (
-    REPLIES_WAITING_MAX, fmq_meter_get, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm, session_drop_first,
-    session_finish_delivery, session_free, session_header, write_run,
+    REPLIES_WAITING_MAX, fmq_meter_get, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm,
+    session_drop_first, session_finish_delivery, session_free, session_header, write_run,
 )
 from fastmq.server.workers cimport padded
 from fastmq.wire.buffer cimport buffer_add, buffer_free, buffer_init

@@ -1,0 +1,34 @@
+# The life of sessions: HELLO, the connection that a session belongs to, its end.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmq.server.outbox cimport Outbox, Source
+from fastmq.server.session cimport Session
+from fastmq.server.workers cimport Workers
+from fastmq.wire.idmap cimport IdMap
+
+
+cdef class Membership(Outbox):
+    cdef readonly Workers workers
+    cdef readonly object requests       # server.requests.Requests: what is not on the hot path
+    cdef readonly object config
+    cdef public str events_endpoint     # where the XPUB socket is bound, for WELCOME
+    cdef bytes _key
+    cdef object _random
+    cdef IdMap by_fd                    # fd + 1 -> Session* that lives on it
+    cdef dict _vanished                 # sids without a connection, in the order they lost it
+    cdef dict _spare                    # those of them that owned no queues then, in the same order
+    # counters, of requests
+    cdef readonly uint64_t bad_requests
+    cdef readonly uint64_t stale
+    cdef readonly uint64_t no_session
+    cdef readonly uint64_t bad_incarnation
+
+    cdef void lose_connection(self, int fd, uint32_t accept_count) noexcept nogil
+    cdef void cold_hello(self, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil
+    cdef void hello(self, const Source* source, bytes header) except *
+    cdef Session* open_session(self, uint64_t sid, uint64_t proof) except NULL
+    cdef void accept(self, Session* s, const Source* source, uint32_t incarnation, str name) except *
+    cdef void leave_connection(self, Session* s) noexcept nogil
+    cdef void end_at_workers(self, Session* s, bint forget) noexcept nogil
+    cdef void forget(self, Session* s) noexcept nogil
+    cdef void forget_vanished(self)
