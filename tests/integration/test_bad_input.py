@@ -510,6 +510,13 @@ class Sink:
             answers.append(self.bare.receive())
         return answers
 
+    def begin_again(self):
+        """Another session; what a worker still answers to the old one may come before its WELCOME."""
+        self.bare.send(Verb.HELLO, 1, "/", "", 0, {}, session=b"", incarnation=0)
+        while (answer := self.bare.receive())[0] != Verb.WELCOME:
+            pass
+        self.bare.session, self.bare.incarnation = answer[3], answer[2]
+
 
 @pytest.fixture(scope="module")
 def sink(broker, watch):
@@ -528,7 +535,7 @@ def test_bad_headers_and_records_through_a_dealer(sink, requests):
         if answer[0] == Verb.CONFIRM:
             assert all(code in CODES for _, _, code, _ in answer[5]), answer
     if sink.examples % 50 == 0:
-        sink.bare.hello()                       # the incarnation and sequences begin anew
+        sink.begin_again()
 
 
 # ---- ZMTP
@@ -704,30 +711,88 @@ def test_subscribers_that_go_at_once_leave_no_pattern(broker, watch, bare):
 
 # ---- floods
 
-def header(bare, verb, *fields, session=None):
-    return frame(packed(verb, bare.session if session is None else session, 1, *fields))
+class Deaf(Wire):
+    """A session on a connection that sends, and reads nothing but its WELCOME."""
+
+    def __init__(self, broker):
+        super().__init__(command_port(broker), b"DEALER")
+        self.session, self.incarnation = b"", 0
+        self.ask(Verb.HELLO, 1, "/", "deaf", 0, {})
+        wait_until(lambda: self.read() and b"tcp://" in self.heard, what="WELCOME")
+        at = self.heard.rindex(b"\xc4\x10") + 2
+        self.session, self.incarnation = self.heard[at : at + 16], 1
+
+    def ask(self, *request, times=1):
+        return self.send(frame(packed(request[0], self.session, self.incarnation, *request[1:])) * times)
+
+
+def too_slow(watch):
+    return watch.client.status()["counters"]["clients_too_slow"]
 
 
 def test_requests_without_reading_any_answer_stay_bounded(broker, watch):
     """Answers wait up to the mark, then the session ends; whoever reads his answers sees nothing of it."""
     growth = Growth(watch)
     began = len(watch.times)
-    with Wire(command_port(broker), b"DEALER") as wire, Bare(broker) as other:
-        wire.send(header(other, Verb.HELLO, 1, "/", "", 0, {}, session=b"").replace(b"\x01\x01\xa1/", b"\x00\x01\xa1/", 1))
-        wait_until(lambda: wire.read() and b"tcp://" in wire.heard, what="WELCOME")
-        at = wire.heard.rindex(b"\xc4\x10") + 2
-        other.session = wire.heard[at : at + 16]
-        requests = header(other, Verb.GET, 1, "x" * 255) * 1000
-        for _ in range(100):
-            assert wire.send(requests)
-            if watch.client.status()["counters"]["clients_too_slow"]:
-                break
-        assert watch.client.status()["counters"]["clients_too_slow"]
-        for _ in range(50):                                                     # and now it has no session
-            wire.send(requests)
+    ended = too_slow(watch)
+    with Deaf(broker) as deaf, Deaf(broker) as unknown:
+        wait_until(lambda: not deaf.ask(Verb.GET, 1, "x" * 255, times=1000) or too_slow(watch) > ended, what="its session has ended")
+        unknown.session = os.urandom(16)
+        for _ in range(50):
+            unknown.ask(Verb.GET, 1, "x" * 255, times=1000)
         watch.check()
         growth.stays_below(60 * MB)
         assert watch.percentile(since=began) < max(0.1, 10 * watch.calm)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A front-end with little memory, of which a quarter may wait for clients that do not read."""
+    with fastmq.Broker(workers=1, frontend_memory_max=2**29) as broker:
+        watch = Watch(broker)
+        yield broker, watch
+        watch.stop()
+
+
+def test_settling_what_was_never_read_brings_no_more_than_the_memory_allows(small):
+    """Tags can be guessed: nack everything, get it again, and so on, without reading a byte of it."""
+    broker, watch = small
+    growth, grown = Growth(watch), []
+    with Bare(broker) as bare, Deaf(broker) as deaf:
+        bare.ok(Verb.DECLARE_QUEUE, "again", {})
+        bare.publish(*[record("again", bytes(100_000))] * 50)
+        bare.outcome()
+        _, shard, epoch, *_ = bare.ok(Verb.GET, "again")
+        deaf.ask(Verb.CONSUME, 1, 1, "again", 1000, 0, {})
+
+        def settled_again():
+            deaf.ask(Verb.SETTLE, [[shard, epoch, 0, [], [[1, 2**63, 1]]]])
+            grown.append(growth.now()["frontend", 0])
+            return too_slow(watch)
+
+        wait_until(settled_again, timeout=30, what="its session has ended")
+    assert max(grown) < 250 * MB
+    watch.check()
+
+
+def test_status_of_many_queues_without_reading_brings_no_more_than_the_memory_allows(small):
+    broker, watch = small
+    with Bare(broker) as bare:
+        for n in range(1000):
+            bare.send(Verb.DECLARE_QUEUE, n, f"{n}-".ljust(255, "x"), {"exclusive": True})
+        assert {bare.receive()[0] for _ in range(1000)} == {Verb.REPLY}
+        ended = too_slow(watch)
+        growth, grown = Growth(watch), []
+        with Deaf(broker) as deaf:
+            def asked_again():
+                deaf.ask(Verb.STATUS, 1, {}, times=50)
+                grown.append(growth.now()["frontend", 0])
+                return too_slow(watch) > ended
+
+            wait_until(asked_again, timeout=30, what="its session has ended")
+        assert max(grown) < 250 * MB
+        bare.send(Verb.BYE)
+    watch.check()
 
 
 def test_consumers_by_the_thousand_reach_their_limit(broker, watch, bare):
