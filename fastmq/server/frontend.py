@@ -28,6 +28,7 @@ from fastmq.wire.limits import Limit
 
 TICK_NS = 100_000_000           # between two ticks
 DRAIN_NS = 800_000_000        # at most, for the answers to what was taken before a drain
+DRAIN_LOOK_NS = 5_000_000       # between two looks whether all of it has been answered
 FAREWELL_NS = 200_000_000       # at most, for clients to take CLOSING
 LINGER_MS = 200                 # at most, for what libzmq still holds when the sockets are closed
 RETRY_S = 0.05                  # between two tries to bind an address that is in use
@@ -46,8 +47,8 @@ class CannotListen(Exception):
     """An address cannot be bound, for a reason that an operator can understand."""
 
 
-def limit_resources(config: Config) -> None:
-    """Raise the number of descriptors, bound the memory: at either end libzmq has no good answer of its own."""
+def raise_descriptor_limit(config: Config) -> None:
+    """Raise the number of descriptors: at the limit libzmq has no good answer of its own."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.descriptors + DESCRIPTORS_SPARE
     if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -55,9 +56,6 @@ def limit_resources(config: Config) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
             hard = wanted
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or hard > config.frontend_memory_max:
-        resource.setrlimit(resource.RLIMIT_DATA, (config.frontend_memory_max, hard))
 
 
 def make_socket(context: zmq.Context[Any], kind: int, frame_size_max: int, config: Config, send_mark: int) -> zmq.Socket[Any]:
@@ -115,9 +113,10 @@ class Frontend:
     def __init__(self, control: Control, start: dict[str, Any]) -> None:
         config = Config.from_map(start["settings"])
         host, port, events_port = start["host"], start["port"], start["events_port"]
-        limit_resources(config)
+        raise_descriptor_limit(config)
         self._descriptors = config.descriptors
         self._control = control
+        self._memory_max = config.frontend_memory_max
         self._bells: dict[int, list[int]] = {}          # of each worker's link: own, its
         self._draining_until_ns = 0                     # 0: not draining
         self._stopped = False
@@ -162,9 +161,10 @@ class Frontend:
             if now_ns >= tick_at_ns:
                 self._sessions.tick(now_ns)
                 self._watch_descriptors()
+                self._watch_memory()
                 tick_at_ns = now_ns + TICK_NS
             if self._draining_until_ns:
-                tick_at_ns = 0
+                tick_at_ns = min(tick_at_ns, now_ns + DRAIN_LOOK_NS)
                 if self._sessions.is_drained() or now_ns >= self._draining_until_ns:
                     self._say_farewell()
 
@@ -208,6 +208,14 @@ class Frontend:
         for bell in self._bells.pop(worker, ()):
             os.close(bell)
         self._look_at_bells()
+
+    def _watch_memory(self) -> None:
+        """End where memory in use is above the setting. Not RLIMIT_DATA: libzmq reserves what a frame's head announces, so that limit is
+        reached by a few strangers who announce much and send nothing."""
+        with open("/proc/self/statm", "rb") as statm:
+            resident = int(statm.read().split()[1]) * resource.getpagesize()
+        if resident > self._memory_max:
+            raise MemoryError(f"the front-end uses {resident} bytes; frontend_memory_max allows {self._memory_max}")
 
     def _look_at_bells(self) -> None:
         self._loop.look_at(self._control.fileno(), [self._own_bell, *(own for own, _ in self._bells.values())])

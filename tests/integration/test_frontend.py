@@ -1,6 +1,7 @@
 """A front-end's process: clients that do not read, connections that end, and the farewell."""
 
 import socket
+import struct
 import time
 
 import msgpack
@@ -140,3 +141,27 @@ def test_clients_are_told_when_the_broker_stops(run):
         client.close()
         assert frame[0] == Verb.CLOSING
         assert frame[3] == "closing-down"
+
+
+GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
+
+
+def test_frames_that_are_announced_and_never_sent_take_no_process_down(broker):
+    """libzmq reserves what a frame's head announces: 400 strangers announce 50 GB and send 3 MB."""
+    host, _, port = broker.url.removeprefix("fastmq://").rstrip("/").partition(":")
+    strangers = []
+    try:
+        for size in [130 << 20] * 390 + [1 << 14] * 10:
+            strangers.append(socket.create_connection((host, int(port))))
+            strangers[-1].sendall(GREETING + READY + struct.pack("!BQ", 2, size) + bytes(8200))
+        with fastmq.connect(broker.url) as mq:
+            mq.declare_queue("calm")
+            for _ in range(100):
+                mq.publish("calm", bytes(1000))
+                mq.flush()
+                mq.get("calm", timeout=5).ack()
+            assert all(row["restarts"] == 0 for row in mq.status()["processes"])
+    finally:
+        for stranger in strangers:
+            stranger.close()
