@@ -61,9 +61,13 @@ cdef class Outbox:
     def __dealloc__(self):
         cdef size_t i
         cdef Frame* f
+        cdef Session* s
         self.retry_slow()
-        while self.next_ready() != NULL:        # frees those that have ended
-            pass
+        s = list_take(&self.ready)
+        while s != NULL:                        # those that have ended stand in no map any more
+            s.listed = False
+            self.free_if_ended(s)
+            s = list_take(&self.ready)
         if self.by_sid.entries != NULL:
             for i in range(self.by_sid.mask + 1):
                 if self.by_sid.entries[i].key:
@@ -292,6 +296,12 @@ cdef class Outbox:
         cdef Session* s = self.find(sid)
         if s != NULL and s.hello == hello:
             self.say(s, REPLY, 2, msgpack.packb(request) + msgpack.packb(result))
+
+    def answer_packed(self, sid: int, hello: int, request: int, bytes result) -> None:
+        """REPLY, with a result that is msgpack already."""
+        cdef Session* s = self.find(sid)
+        if s != NULL and s.hello == hello:
+            self.say(s, REPLY, 2, msgpack.packb(request) + result)
 
     def answer_message(self, sid: int, hello: int, request: int, bytes payload) -> None:
         """REPLY to a GET: `payload` is what stands behind LinkReply: LinkDeliver with one run, or none."""
