@@ -272,12 +272,13 @@ cdef class Connection:
         with nogil:
             self.lock()
             self.fd = fd
-            self.cut = False
+            self.cut = self.closed                          # closed meanwhile: `detach` gives it back
             self.dormant = False
             if self.lost_ns == 0:
                 self.lost_ns = now
-            self.peer.start(now)
-            self.send_out(now)
+            if not self.closed:
+                self.peer.start(now)
+                self.send_out(now)
             pthread_cond_broadcast(&self.changed)
             self.poke(0)
             self.unlock()
