@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["LIMITS", "VHOSTS", "Requests", "read_hello", "shape_of"]
 
 PENDING_MAX = 1024              # requests of one session without an answer
+STATUS_TOGETHER = 16            # that are answered at once: the work is done once, each answer may be large
 STATUS_QUEUES_MAX = 20_000      # queues in one STATUS
 UNUSED_AGAIN_NS = 10**9         # between two notices of the same queue
 DELETIONS_KEPT = 1024           # deletes whose counts came before T's answer
@@ -92,11 +94,9 @@ class Pending:
 
 @dataclass(slots=True)
 class Gathering:
-    """A STATUS that waits for its workers."""
+    """Those who want a STATUS (client, its HELLO, its request), and what the workers have said so far."""
 
-    client: Client
-    request: int
-    hello: int
+    asked: list[tuple[Client, int, int]]
     waiting: int
     counts: list[Counts] = field(default_factory=list)
 
@@ -113,6 +113,8 @@ class Requests:
         self._clients: dict[int, Client] = {}
         self._pending: dict[int, Pending] = {}          # by token
         self._token = 0
+        self._status_asked: deque[tuple[Client, int, int]] = deque()
+        self._gathering = False
         self._deletions: dict[int, int | Callable[[int], None]] = {}    # queue -> how many it held, or who waits for that
         self._unattended: set[int] = set()              # auto-delete queues that lost a consumer here; their shards say when it was the last
         self._unused: dict[int, int] = {}               # auto-delete queue without a consumer -> when T is told (again), until it deletes it
@@ -335,8 +337,16 @@ class Requests:
 
     def _status(self, client: Client, verb: int, request: int, options: dict[str, Any]) -> None:
         check_options(options, {})
+        client.pending += 1
+        self._status_asked.append((client, client.hello, request))
+        if not self._gathering:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Ask the workers once for the STATUS of all who have asked by now; those who ask meanwhile wait for the next time."""
         workers = [worker for worker in range(self._sessions.workers.count) if self._sessions.workers.is_up(worker)]
-        gathering = Gathering(client, request, client.hello, len(workers))
+        gathering = Gathering([self._status_asked.popleft() for _ in range(min(len(self._status_asked), STATUS_TOGETHER))], len(workers))
+        self._gathering = True
 
         def done(code: int, payload: bytes) -> None:
             gathering.counts.extend(COUNTS.iter_unpack(payload))
@@ -345,8 +355,8 @@ class Requests:
                 self._answer_status(gathering)
 
         for worker in workers:
-            token = self._await(worker, done, client, Code.OK)
-            self._send(token, LinkKind.L_SHARD_COUNTS, 0, QUEUE_REQUEST.pack(token, client.sid, 0, client.hello, 0))
+            token = self._await(worker, done, None, Code.OK)
+            self._send(token, LinkKind.L_SHARD_COUNTS, 0, QUEUE_REQUEST.pack(token, 0, 0, 0, 0))
         if not workers:
             self._answer_status(gathering)
 
@@ -365,7 +375,13 @@ class Requests:
             "processes": self.processes, "queues": queues, "queues_total": len(self.view.topology.queues),
             "counters": self._sessions.counters() | self.loop_counters(),
         }  # fmt: skip
-        self._sessions.answer(gathering.client.sid, gathering.hello, gathering.request, result)
+        packed = msgpack.packb(result)
+        for client, hello, request in gathering.asked:
+            client.pending -= 1
+            self._sessions.answer_packed(client.sid, hello, request, packed)
+        self._gathering = False
+        if self._status_asked:
+            self._gather()
 
     # ---- workers
 

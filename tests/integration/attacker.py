@@ -25,6 +25,10 @@ def record(key="q", body=b"x", properties=None):
     return msgpack.packb([key, properties, body])
 
 
+def packed(*values):
+    return msgpack.packb(list(values))
+
+
 def command_port(broker):
     return int(broker.url.rstrip("/").rpartition(":")[2])
 
@@ -128,6 +132,10 @@ class Bare:
         while self.socket.poll(quiet_ms):
             answers.append(self.receive())
         return answers
+
+
+def row_of(bare, queue):
+    return next(row for row in bare.ok(Verb.STATUS, {})["queues"] if row["name"] == queue)
 
 
 # ---- ZMTP by hand
