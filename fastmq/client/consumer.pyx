@@ -68,7 +68,7 @@ cdef class Consumer:
     def __next__(self):
         cdef Run* run = self.run
         cdef Message message
-        if run == NULL or run.taken == run.count or run.generation != self.session.generation:
+        if run == NULL or run.taken == run.count or (run.generation != self.session.generation and not run.acked):
             run = self.more()
         message = message_next(run, self.origin, self.exchange, self.key)
         self.key = message.routing_key
@@ -95,7 +95,7 @@ cdef class Consumer:
         while True:
             # Another thread may have taken one while this one waited. From here to the end of the lock the GIL is not given up.
             run = self.run
-            if run != NULL and run.taken < run.count and run.generation == self.session.generation:
+            if run != NULL and run.taken < run.count and (run.generation == self.session.generation or run.acked):
                 return run
             if self.closing or self.state == NULL:
                 raise StopIteration

@@ -4,7 +4,7 @@ from libc.stdlib cimport free
 
 from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, SETTLE_RANGES_DUE, ConsumerState, Run, consumer_drop,
-    consumer_end, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear, settles_except, settles_free, settles_release,
+    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear, settles_except, settles_free, settles_release,
     settles_write,
 )
 from fastmq.client.peer cimport (
@@ -21,6 +21,10 @@ from fastmq.wire.limits cimport CONSUMER_WINDOW_MAX, PROTOCOL_VERSION
 from fastmq.wire.msgpack cimport mp_array, mp_bin, mp_map, mp_str, mp_uint
 from fastmq.wire.verbs cimport BYE, CANCEL, CONSUME, DELETE_EXCHANGE, DELETE_QUEUE, HELLO, PURGE_QUEUE
 from fastmq.wire.zmtp cimport ZMTP_DEALER, zmtp_frame_head, zmtp_init
+
+
+cdef enum:
+    NO_EPOCH = 0                            # no process has it
 
 
 cdef class Session(Peer):
@@ -86,7 +90,7 @@ cdef class Session(Peer):
         for i in range(self.consumers.mask + 1):
             if self.consumers.entries[i].key:
                 c = <ConsumerState*> <size_t> self.consumers.entries[i].value
-                consumer_drop(c)
+                consumer_forget_void(c, NO_EPOCH)           # what an auto-ack consumer was given is nobody else's any more
                 c.retry_ns = 0
                 if c.phase == CONSUMER_CLOSING:
                     consumer_end(c, NULL, 0, NULL, 0)
