@@ -328,7 +328,7 @@ def test_a_client_goes_on_with_another_broker_at_the_same_address(run: Run) -> N
 def test_what_was_acknowledged_on_arrival_outlives_a_cut_connection(broker: fastmq.Broker, mq: fastmq.Client, queue: str) -> None:
     """Nobody else will get it: it comes out of the local buffer, each once, and what is published later behind it."""
     front, url = proxied(broker)
-    with fastmq.connect(url, timeout=10) as client, client.consume(queue, prefetch=100, auto_ack=True, timeout=5) as messages:
+    with front, fastmq.connect(url, timeout=10) as client, client.consume(queue, prefetch=100, auto_ack=True, timeout=5) as messages:
         for n in range(50):
             mq.publish(queue, b"%d" % n)
         mq.flush()
@@ -338,7 +338,6 @@ def test_what_was_acknowledged_on_arrival_outlives_a_cut_connection(broker: fast
         mq.publish(queue, b"50")
         bodies = [first.body, *(next(messages).body for _ in range(50))]
         assert bodies == [b"%d" % n for n in range(51)]
-    front.close()
 
 
 def unacknowledged(mq: fastmq.Client, queue: str) -> int:
