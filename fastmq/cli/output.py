@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import sys
@@ -18,15 +19,23 @@ class ReaderGone(Exception):
     """Nobody reads standard output any more. (Not an OSError, which click would take for its own.)"""
 
 
+class CannotWrite(click.ClickException):
+    """Standard output takes nothing: it is closed, its disk is full."""
+
+
 def write_bytes(*parts: bytes) -> None:
-    """Write now; what follows (an acknowledgement) may rely on it. Raises ReaderGone."""
+    """Write now; what follows (an acknowledgement) may rely on it. Raises ReaderGone or CannotWrite."""
+    if sys.stdout is None:
+        raise CannotWrite("standard output is closed")
     out = sys.stdout.buffer
     try:
         out.write(b"".join(parts))
         out.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has no reader either
-        raise ReaderGone from None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered cannot be written either
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from None
+        raise CannotWrite(f"standard output cannot be written: {error.strerror}") from None
 
 
 def write_json(value: Any) -> None:
@@ -66,10 +75,13 @@ def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, justify="right" if numbers and rows else "left")
     for row in rows:
         table.add_row(*(Text(show(str(cell))) for cell in row))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_WIDTH)
-    with console.capture() as capture:
-        console.print(table)
-    write_bytes("".join(line.rstrip() + "\n" for line in capture.get().splitlines()).encode("utf-8", "backslashreplace"))
+    if sys.stdout is None:
+        raise CannotWrite("standard output is closed")
+    terminal = sys.stdout.isatty()
+    drawn = io.StringIO()  # not standard output: rich touches even what it only captures
+    console = Console(highlight=False, width=None if terminal else TABLE_WIDTH, file=drawn, force_terminal=terminal or None)
+    console.print(table)
+    write_bytes("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()).encode("utf-8", "backslashreplace"))
 
 
 def say(text: str) -> None:

@@ -256,6 +256,23 @@ def test_ctrl_c_ends_consume_with_status_130_and_no_traceback(cli: Cli, mq: fast
     wait_until(lambda: consumers_of(mq, "interrupted") == 0)
 
 
+@pytest.mark.parametrize("verb", [("status",), ("consume", "unwritten", "--count", "1"), ("queue", "ls", "--json")])
+def test_output_that_cannot_be_written_is_one_sentence_and_loses_no_message(
+    cli: Cli, mq: fastmq.Client, verb: tuple[str, ...]
+) -> None:
+    mq.declare_queue("unwritten")
+    mq.purge_queue("unwritten")
+    mq.publish("unwritten", b"kept")
+    mq.flush()
+    for output, reason in ((">/dev/full", b"No space left on device"), (">&-", b"standard output is closed")):
+        command = ["sh", "-c", f'"$@" {output}', "sh", *FASTMQ, *verb]
+        done = subprocess.run(command, stderr=subprocess.PIPE, env=cli.environment, timeout=60)
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert b"Traceback" not in done.stderr
+    wait_until(lambda: mq.declare_queue("unwritten", passive=True).message_count == 1)
+
+
 def test_reader_that_goes_away_ends_consume_and_loses_nothing_unread(cli: Cli, mq: fastmq.Client) -> None:
     mq.declare_queue("piped")
     process = cli.start("consume", "piped")
