@@ -61,6 +61,9 @@ class Client(ClientBase):
 
     After a loss of the connection it connects again by itself: what was published and has no outcome is sent again (nothing is lost or
     doubled), consumers and subscriptions go on; messages that were received but not settled are delivered again.
+
+    Not to be used on both sides of a fork: a process that was forked (`os.fork`, `multiprocessing`, a pre-forking server) must connect
+    anew, because two processes on one session lose each other's messages.
     """
 
     def __init__(self, url: str = "fastmq://127.0.0.1:7400/", timeout: float = 10) -> None:
@@ -226,7 +229,10 @@ class Client(ClientBase):
         return consumer
 
     def get(self, queue: str, timeout: float = 0) -> Message | None:
-        """Take one message from the queue, to be settled like any other; None if there is none within `timeout` seconds."""
+        """Take one message from the queue, to be settled like any other; None if there is none within `timeout` seconds.
+
+        It asks again and again meanwhile, after pauses of up to 20 ms; `consume` waits without asking, and is much faster.
+        """
         until = time.monotonic() + timeout
         pause = GET_PAUSE_S[0]
         fields = [self._name("queue", queue)]
