@@ -376,6 +376,7 @@ cdef class FrontendLoop:
             while s.first != NULL:
                 result = self.send_frame(s.first, s.rid, s.rid_size, s.meter)
                 if result == SEND_WAITS:
+                    self.router_ready = True            # trying to send takes libzmq's edge too
                     self.sessions.hold(s)
                     break
                 found = True
