@@ -4,8 +4,8 @@ from libc.stdlib cimport free
 
 from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, SETTLE_RANGES_DUE, ConsumerState, Run, consumer_drop,
-    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear, settles_except, settles_free, settles_release,
-    settles_write,
+    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear, settles_except,
+    settles_free, settles_release, settles_write,
 )
 from fastmq.client.peer cimport (
     BREAK_NO_MEMORY, BREAK_PROTOCOL, FRAME_SIZE_IN_MAX, WAIT_CLOSED, WAIT_CONSUMING, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_RUN,
