@@ -52,7 +52,7 @@ def declare_queue(name: str, transient: bool, auto_delete: bool, url: str) -> No
 def delete_queue(name: str, url: str) -> None:
     """Delete a queue and its messages."""
     with connected(url) as mq:
-        say(f"queue {name} deleted, {mq.delete_queue(name):,} messages with it")
+        say(f"there is no queue {name} any more; {mq.delete_queue(name):,} messages went with it")
 
 
 @command.command("purge", epilog=EXIT_STATUS)

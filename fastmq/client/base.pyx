@@ -161,8 +161,8 @@ cdef class ClientBase:
         if failures:
             raise PublishError(failures)
 
-    def flush(self, double timeout=10.0):
-        """Wait until every publish made so far has its outcome, for at most `timeout` seconds.
+    def flush(self, timeout=10.0):
+        """Wait until every publish made so far has its outcome, for at most `timeout` seconds (None: as long as the broker is there).
 
         Raises PublishError, whose `failures` lists every publish without success that was not reported before; TimedOut, or ConnectionFailed
         where there is no connection, when outcomes are still missing.
@@ -172,7 +172,7 @@ cdef class ClientBase:
         self._commands.lock()
         last = self.core.publishes.next_seq - 1
         self._commands.unlock()
-        waited = self._commands.wait_for(WAIT_OUTCOME, last, clock_ns() + <uint64_t> (max(0.0, timeout) * 1e9))
+        waited = self._commands.wait_for(WAIT_OUTCOME, last, NEVER if timeout is None else self._deadline(timeout))
         if waited == WAITED_CLOSED or self._commands.closed:
             raise Closed("the client is closed")
         if waited != WAITED:

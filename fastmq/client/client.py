@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
+import weakref
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -56,14 +58,25 @@ def connect(url: str = "fastmq://127.0.0.1:7400/", timeout: float = 10) -> Clien
     return Client(url, timeout)
 
 
+_open_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_open_clients):
+        client._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class Client(ClientBase):
     """A session with a broker. Thread-safe; a context manager that flushes and closes on leaving.
 
     After a loss of the connection it connects again by itself: what was published and has no outcome is sent again (nothing is lost or
     doubled), consumers and subscriptions go on; messages that were received but not settled are delivered again.
 
-    Not to be used on both sides of a fork: a process that was forked (`os.fork`, `multiprocessing`, a pre-forking server) must connect
-    anew, because two processes on one session lose each other's messages.
+    A process that was forked (`os.fork`, `multiprocessing`, a pre-forking server) must connect anew: in it this client is closed, because
+    two processes on one session would lose each other's messages.
     """
 
     def __init__(self, url: str = "fastmq://127.0.0.1:7400/", timeout: float = 10) -> None:
@@ -77,6 +90,7 @@ class Client(ClientBase):
         self._link = Link(self, address, self._commands, self._events)
         self._connect(address, timeout)
         self._link.start()
+        _open_clients.add(self)
 
     def _connect(self, address: Address, timeout: float) -> None:
         """The first session. A connection that ends during the handshake is tried again: a broker may be restarting, or not want us."""
@@ -115,6 +129,12 @@ class Client(ClientBase):
         if code in ERROR_OF_CODE and code not in PASSING:
             return error_from_wire(code, text)
         return ConnectionFailed(f"no fastmq broker at {self._address}: {text}", code)
+
+    def _after_fork(self) -> None:
+        """In the child of a fork: the session stays with the parent, and so does the helper thread."""
+        self._closed = True
+        self._commands.abandon()
+        self._events.abandon()
 
     def _abort(self) -> None:
         self._closed = True
@@ -228,12 +248,12 @@ class Client(ClientBase):
         consumer.begin(self._deadline(self.timeout))
         return consumer
 
-    def get(self, queue: str, timeout: float = 0) -> Message | None:
-        """Take one message from the queue, to be settled like any other; None if there is none within `timeout` seconds.
+    def get(self, queue: str, timeout: float | None = 0) -> Message | None:
+        """Take one message from the queue, to be settled like any other; None if there is none within `timeout` seconds (None: wait for ever).
 
         It asks again and again meanwhile, after pauses of up to 20 ms; `consume` waits without asking, and is much faster.
         """
-        until = time.monotonic() + timeout
+        until = math.inf if timeout is None else time.monotonic() + timeout
         pause = GET_PAUSE_S[0]
         fields = [self._name("queue", queue)]
         while True:

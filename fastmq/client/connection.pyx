@@ -370,6 +370,16 @@ cdef class Connection:
         self.unlock()
         return reason_of(broken, said, text)
 
+    def abandon(self):
+        """In the child of a fork: forget the parent's connection without a word on it. Its mutex may be held by a thread that is not here."""
+        pthread_mutex_init(&self.mutex, NULL)
+        cond_init(&self.changed)
+        self.closed = True
+        self.wake_fd = -1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
     def pause(self, double seconds):
         """The helper is not to make a connection before that."""
         self.retry_ns = clock_ns() + <uint64_t> (seconds * 1e9)

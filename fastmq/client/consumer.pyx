@@ -30,7 +30,7 @@ cdef class Consumer:
         self.origin = origin
         self.session = <Session?> origin.peer
         self.queue = queue
-        self.timeout = -1 if timeout is None else timeout
+        self.timeout = -1 if timeout is None else max(0.0, timeout)
         origin.lock()
         if not origin.closed:
             self.state = self.session.consume(name, len(name), prefetch, window_bytes, auto_ack, clock_ns())
@@ -78,7 +78,7 @@ cdef class Consumer:
         """The next message, or None after `timeout` seconds (None: the consumer's own timeout)."""
         cdef double before = self.timeout
         if timeout is not None:
-            self.timeout = timeout
+            self.timeout = max(0.0, timeout)
         try:
             return self.__next__()
         except StopIteration:

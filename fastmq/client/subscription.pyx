@@ -45,7 +45,7 @@ cdef class Subscription:
         self.topic = topic
         self.pattern = pattern
         self.exchange = exchange
-        self.timeout = -1 if timeout is None else timeout
+        self.timeout = -1 if timeout is None else max(0.0, timeout)
         origin.lock()
         if not origin.closed:
             s = self.core.add(topic, len(topic), accepted)
@@ -144,7 +144,7 @@ cdef class Subscription:
         """The next event, or None after `timeout` seconds (None: the subscription's own timeout)."""
         cdef double before = self.timeout
         if timeout is not None:
-            self.timeout = timeout
+            self.timeout = max(0.0, timeout)
         try:
             return self.__next__()
         except StopIteration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -338,6 +339,28 @@ def test_what_was_acknowledged_on_arrival_outlives_a_cut_connection(broker: fast
         mq.publish(queue, b"50")
         bodies = [first.body, *(next(messages).body for _ in range(50))]
         assert bodies == [b"%d" % n for n in range(51)]
+
+
+
+def test_client_is_closed_in_the_child_of_a_fork_and_goes_on_in_the_parent(mq: fastmq.Client, broker: fastmq.Broker, queue: str) -> None:
+    mq.publish(queue, b"parent")
+    mq.flush()
+    child = os.fork()
+    if not child:
+        try:
+            for call in (lambda: mq.publish(queue, b"lost"), mq.flush, lambda: mq.get(queue), lambda: next(mq.consume(queue))):
+                with pytest.raises(fastmq.Closed):
+                    call()
+            mq.close()
+            with fastmq.connect(broker.url) as own:
+                own.publish(queue, b"child")
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    mq.publish(queue, b"parent again")
+    mq.flush(timeout=None)
+    assert [message.body for message in mq.consume(queue, timeout=-1)] == [b"parent", b"child", b"parent again"]
 
 
 def unacknowledged(mq: fastmq.Client, queue: str) -> int:
