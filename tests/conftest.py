@@ -1,6 +1,7 @@
 """What every test gets: hypothesis profiles, skips that name a package, and in integration tests a check for leaks."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -8,6 +9,11 @@ import needs
 import pytest
 from hypothesis import HealthCheck, settings
 from leaks import Run
+
+# A shell's background job, or nohup, ignores these, and what the tests start would inherit that: then nothing of it ends by Ctrl-C.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler)
 
 LONG = os.environ.get("FASTMQ_LONG", "0") not in ("", "0")
 
