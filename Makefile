@@ -37,8 +37,8 @@ test-long: build
 test-asan: env
 	$(PY) tests/asan/run.py $(ARGS)
 
-bench: build
-	$(PY) benchmarks/smoke.py $(ARGS)
+bench: build  # make bench ARGS='queue pingpong', or '--list'
+	$(PY) benchmarks/bench.py $(ARGS)
 
 fuzz: build
 	FASTMQ_LONG=1 FASTMQ_EXAMPLES=50000 $(PY) -m pytest --timeout=0 -m fuzz $(ARGS)

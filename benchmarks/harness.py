@@ -1,289 +1,256 @@
-"""What every benchmark needs: processes that start together, a Redis of its own, CPU time of processes, medians.
+"""What the lines of the table are made of: loads, their lines, the broker under test, CPU time and memory of processes, medians."""
 
-A benchmark's side (a producer, a consumer) is a function `name(gate, **arguments)` in the benchmark's own file. It runs
-in a process of its own: it prepares, calls `gate.ready()`, which returns when the benchmark says go, works, and calls
-`gate.report(...)` as often as it likes.
-"""
-
-import importlib.util
-import json
+import importlib.metadata
 import os
+import platform
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from time import monotonic
+from typing import Any
 
-REPORT_TIMEOUT_S = 120.0  # a side that says nothing for so long has failed
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+import fastmq
+from fastmq.cli.sides import Side, Void, together, wait
 
-
-class Void(Exception):
-    """The run does not count: a message was lost or came twice, or a side failed."""
-
-
-# --- sides -----------------------------------------------------------------------------------------------------------
+Figures = dict[str, float]
+Run = Callable[[], Figures]
 
 
-class Gate:
-    """A side's end of the two pipes to the benchmark."""
-
-    def ready(self) -> None:
-        """Say that everything is prepared; return when the benchmark says go."""
-        self.report(ready=True)
-        if not sys.stdin.readline():
-            raise SystemExit(0)
-
-    def report(self, **values: Any) -> None:
-        sys.stdout.write(json.dumps(values) + "\n")
-        sys.stdout.flush()
-
-    def wait_end(self) -> None:
-        """Return when the benchmark closes its end."""
-        sys.stdin.read()
+class Missing(Exception):
+    """Something that a load needs is not installed, or not there yet; the text says what to do."""
 
 
-class Side:
-    """The benchmark's view of a function of `file` that runs in a process of its own."""
-
-    def __init__(self, file: str, name: str, **arguments: Any) -> None:
-        self.name = name
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, file, name, json.dumps(arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-
-    def report(self) -> dict[str, Any]:
-        """The side's next report. Raises Void if it ends without one; the time limit of `sides` ends one that hangs."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise Void(f"{self.name} ended without a report (exit status {self.process.wait()})")
-        values: dict[str, Any] = json.loads(line)
-        return values
-
-    def go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"go\n")
-        self.process.stdin.flush()
-
-    def finish(self) -> dict[str, Any]:
-        """Let the side end by itself; return its last report, empty if all have been read."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        lines = self.process.stdout.read().splitlines()
-        if self.process.wait() != 0:
-            raise Void(f"{self.name} failed (exit status {self.process.returncode})")
-        values: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-        return values
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    pass
+# --- loads and their lines -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def sides(*made: Side) -> Iterator[float]:
-    """Wait until all are ready, start them together, give the time; at the end kill what has not finished."""
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a figure of `ours`, alone or against the best of `against`, and the bound it must keep, if it has one."""
 
-    def too_late(number: int, frame: object) -> None:
-        raise Void(f"no result within {REPORT_TIMEOUT_S:.0f} s")
+    title: str
+    figure: str
+    ours: str = "fastmq"
+    against: tuple[str, ...] = ()
+    bound: float | None = None
+    at_least: bool = True
 
-    before = signal.signal(signal.SIGALRM, too_late)
-    signal.alarm(int(REPORT_TIMEOUT_S))
-    try:
-        for side in made:
-            side.report()
-        started = time.monotonic()
-        for side in made:
-            side.go()
-        yield started
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        for side in made:
-            side.kill()
+    def kept(self, value: float) -> bool:
+        return self.bound is None or (value >= self.bound if self.at_least else value <= self.bound)
 
 
-# --- messages --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Load:
+    """What is run: `prepare` starts brokers and peers on a stage and returns the runs, by name, that are made in turn."""
+
+    name: str
+    title: str
+    prepare: Callable[["Stage"], dict[str, Run]]
+    lines: tuple[Line, ...]
 
 
-def payloads(count: int, size: int) -> list[bytes]:
-    """`count` different bodies of `size` bytes: the number in ten digits, then filling."""
-    filling = b"." * (size - 10)
-    return [b"%010d" % number + filling for number in range(count)]
+@dataclass
+class Result:
+    """What came of a load: each run's figures, by name; or why there are none."""
+
+    runs: dict[str, list[Figures]] = field(default_factory=dict)
+    void: str = ""
+    missing: str = ""
+
+    def median(self, name: str, figure: str) -> float:
+        return statistics.median(run[figure] for run in self.runs[name])
+
+    def spread(self, name: str, figure: str) -> tuple[float, float]:
+        values = [run[figure] for run in self.runs[name]]
+        return min(values), max(values)
+
+    def best(self, line: Line) -> str:
+        """The name against which a line is measured: where there are several, the best of them."""
+        pick = max if line.at_least else min
+        return pick(line.against, key=lambda name: self.median(name, line.figure))
+
+    def value(self, line: Line) -> float:
+        """What is compared with the bound: the figure, or its ratio."""
+        ours = self.median(line.ours, line.figure)
+        return ours / self.median(self.best(line), line.figure) if line.against else ours
 
 
-def check_exactly_once(received: Sequence[bytes], count: int, size: int) -> dict[str, int]:
-    """Raise Void unless `received` holds each body of `payloads(count, size)` once; count what came out of order."""
-    filling = b"." * (size - 10)
-    seen = bytearray(count)
-    last, disordered = -1, 0
-    for body in received:
-        number = int(body[:10])
-        if body[10:] != filling:
-            raise Void(f"message {number} came with another body")
-        if seen[number]:
-            raise Void(f"message {number} came twice")
-        seen[number] = 1
-        if number < last:
-            disordered += 1
-        last = number
-    if len(received) != count:
-        raise Void(f"{count - len(received)} of {count} messages were lost")
-    return {"disordered": disordered}
+def in_turn(rounds: int, runs: dict[str, Run], result: Result) -> None:
+    """Run A B A B ...; each run's figures go into `result`. Raises Void."""
+    result.runs = {name: [] for name in runs}
+    for number in range(rounds):
+        for name, run in runs.items():
+            try:
+                figures = run()
+            except Void as reason:
+                raise Void(f"{name}: {reason}") from None
+            result.runs[name].append(figures)
+            told = ", ".join(f"{key} {value:,.4g}" for key, value in figures.items())
+            print(f"  round {number + 1}, {name}: {told}", file=sys.stderr, flush=True)
 
 
-# --- what runs on this machine ---------------------------------------------------------------------------------------
+# --- the stage -------------------------------------------------------------------------------------------------------
 
 
-def cpu_seconds(pids: Iterable[int]) -> float:
-    """User and system time that these processes have used so far. Raises Void if one of them is gone."""
-    ticks = 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            raise Void(f"process {pid} of the broker has died") from None
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS_PER_S
+class FastMQ:
+    """The broker under test, and an eye on it."""
 
+    name = "fastmq"
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    def __init__(self, workers: int = 1, **settings: Any) -> None:
+        self.broker = fastmq.Broker(workers=workers, **settings)
+        self.url = self.broker.url
+        self.client = fastmq.connect(self.url)
+        self.pids = [process["pid"] for process in self.client.status()["processes"]]
+        self.made = 0
 
+    def queues(self, count: int) -> list[str]:
+        """New queues."""
+        names = [f"bench.{self.made + number}" for number in range(count)]
+        self.made += count
+        for name in names:
+            self.client.declare_queue(name)
+        return names
 
-def missing(text: str) -> NoReturn:
-    """End because something is not installed."""
-    print(text, file=sys.stderr)
-    raise SystemExit(2)
+    def delete(self, queues: Iterable[str]) -> None:
+        for name in queues:
+            self.client.delete_queue(name)
 
+    def messages(self) -> int:
+        """How many are ready or outstanding."""
+        status = self.client.status()
+        if len(status["queues"]) < status["queues_total"]:
+            raise Void("the broker does not show all of its queues")
+        return sum(queue["messages_ready"] + queue["messages_unacknowledged"] for queue in status["queues"])
 
-def need(program: str, package: str) -> str:
-    """The path of a program, or the end with the name of the package that has it."""
-    path = shutil.which(program)
-    if path is None:
-        missing(f"{program} is not installed: apt-get install {package}")
-    return path
-
-
-class RedisServer:
-    """A redis-server on a free port that keeps nothing. Without it or its client: what to install, and the end."""
-
-    def __init__(self) -> None:
-        program = need("redis-server", "redis-server")
-        for module, package in (("redis", "redis"), ("hiredis", "hiredis")):
-            if importlib.util.find_spec(module) is None:
-                missing(
-                    f"the Python package {package} is not installed, without which Redis is not at its best: "
-                    f"{sys.executable} -m pip install {package}"
-                )
-        import redis
-
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-        self.version = told.split("v=")[1].split()[0]
-        self.port = free_port()
-        self.folder = tempfile.mkdtemp(prefix="fastmq-bench-")
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen([program, *options, "--dir", self.folder], stdout=subprocess.DEVNULL)
-        self.client = redis.Redis(port=self.port)
-        wait(self._answers, "redis-server to answer")
-
-    def _answers(self) -> bool:
-        import redis
-
-        try:
-            return bool(self.client.ping())
-        except redis.ConnectionError:
-            return False
-
-    @property
-    def pids(self) -> list[int]:
-        return [self.process.pid]
+    def all_settled(self) -> bool:
+        return self.messages() == 0
 
     def close(self) -> None:
         self.client.close()
-        self.process.terminate()
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.broker.stop()
 
-    def __enter__(self) -> "RedisServer":
+
+class Stage:
+    """Where a load is run: what it starts here ends with it. `scale` makes every run shorter, to try the load and not to measure."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+        self._stack = ExitStack()
+        self.versions: dict[str, str] = {}
+
+    def count(self, full: int, least: int = 2000) -> int:
+        """How many messages, patterns or round trips to take instead of `full`."""
+        return full if self.scale >= 1 else max(min(full, least), int(full * self.scale))
+
+    def fastmq(self, workers: int = 1, **settings: Any) -> FastMQ:
+        return self.enter(FastMQ(workers, **settings))
+
+    def enter(self, opened: Any) -> Any:
+        """Have `opened` closed at the end of the load; a peer tells its version."""
+        self._stack.callback(opened.close)
+        self.versions.update(getattr(opened, "versions", {}))
+        return opened
+
+    def folder(self) -> str:
+        made = tempfile.mkdtemp(prefix="fastmq-bench-")
+        self._stack.callback(shutil.rmtree, made, ignore_errors=True)
+        return made
+
+    def __enter__(self) -> "Stage":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._stack.close()
 
 
-def wait(condition: Callable[[], Any], what: str, timeout: float = 10.0, interval: float = 0.0005) -> None:
-    """Return when `condition()` is true; Void if it is not within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise Void(f"waited {timeout} s for {what}")
-        time.sleep(interval)
+# --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def machine() -> str:
+def flow(
+    senders: Sequence[Side], receivers: Sequence[Side], count: int, pids: Sequence[int], settled: Callable[[], bool], size: int = 0
+) -> Figures:
+    """Messages/s from the start until everything is settled, and the broker's CPU time for each message; with `size` also MB/s."""
+    with together(*senders, *receivers) as started:
+        before = cpu_seconds(pids)
+        for side in (*senders, *receivers):
+            side.report()
+        wait(settled, "nothing to be ready or outstanding")
+        seconds = monotonic() - started
+        cpu = cpu_seconds(pids) - before
+        for side in senders:
+            side.finish()
+        disordered = sum(side.finish()["disordered"] for side in receivers)
+    figures = {"messages_s": count / seconds, "cpu_us": cpu / count * 1e6, "disordered": float(disordered)}
+    return figures | ({"mb_s": count * size / seconds / 1e6} if size else {})
+
+
+def trips(ping: Side, pong: Side) -> Figures:
+    """The times of single messages there and back."""
+    with together(ping, pong):
+        return ping.report()
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that the threads of these processes have used so far, as the scheduler counts it: in nanoseconds, where
+    /proc/PID/stat has ticks of 10 ms. Raises Void if a process is gone."""
+    total = 0
+    for pid in pids:
+        for task in _tasks(pid):
+            total += int(_read(pid, f"task/{task}/schedstat").split()[0])
+    return total / 1e9
+
+
+def _tasks(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        raise Void(f"process {pid} of the broker has died") from None
+
+
+def pss_bytes(pids: Iterable[int]) -> int:
+    """Memory of these processes, each shared page counted once between those that have mapped it."""
+    total = 0
+    for pid in pids:
+        line = next(line for line in _read(pid, "smaps_rollup").splitlines() if line.startswith("Pss:"))
+        total += int(line.split()[1]) * 1024
+    return total
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        raise Void(f"process {pid} of the broker has died") from None
+
+
+# --- where it was measured -------------------------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
     """What a figure must say about where it was made."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor unknown"
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+    }
+
+
+def versions() -> dict[str, str]:
+    import zmq
+
+    found = {name: importlib.metadata.version(name) for name in ("fastmq", "pyzmq")}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
-    return f"{len(os.sched_getaffinity(0))} cores, {model}, Python {sys.version.split()[0]}"
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
-def in_turn(rounds: int, *runs: Callable[[], dict[str, float]]) -> list[list[dict[str, float]]]:
-    """Run A B A B ...; each run's results, in order."""
-    results: list[list[dict[str, float]]] = [[] for _ in runs]
-    for number in range(rounds):
-        for run, found in zip(runs, results, strict=True):
-            found.append(run())
-            figures = ", ".join(f"{key} {value:,.4g}" for key, value in found[-1].items())
-            print(f"  round {number + 1}: {figures}", file=sys.stderr)
-    return results
-
-
-def median(results: list[dict[str, float]], key: str) -> float:
-    return statistics.median(result[key] for result in results)
-
-
-def spread(results: list[dict[str, float]], key: str) -> str:
-    """From the smallest to the largest, in the way of figures.md."""
-    values = [result[key] for result in results]
-    return f"{min(values):,.4g}-{max(values):,.4g}"
-
-
-def run_side(file: str, name: str, arguments: str) -> None:
-    spec = importlib.util.spec_from_file_location("benchmark", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    getattr(module, name)(Gate(), **json.loads(arguments))
-
-
-if __name__ == "__main__":
-    run_side(*sys.argv[1:])
+    return {**found, "libzmq": zmq.zmq_version(), "python": platform.python_version(), "commit": commit.stdout.strip()}

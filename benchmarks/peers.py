@@ -1,0 +1,369 @@
+"""What fastmq is measured against: servers of its own on free loopback ports, and their sides, each at its best from Python.
+
+The sides are programs of their own (fastmq/cli/sides.py); they take bodies, tallies and paces from where fastmq's sides have them.
+"""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from harness import Missing
+
+from fastmq.cli.loads import BLOCK, WARM_UP_TRIPS, paced, report_trips
+from fastmq.cli.messages import Kept, check_exactly_once, payloads
+from fastmq.cli.sides import Gate, Side, run_side, wait
+
+BULK = 500  # messages that Redis is given, and asked for, at once
+GROUP = "bench"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def need_program(program: str, package: str) -> str:
+    """The path of a program, or Missing with the name of the package that has it."""
+    path = shutil.which(program)
+    if path is None:
+        raise Missing(f"{program} is not installed: apt-get install {package}")
+    return path
+
+
+def need_module(module: str, package: str) -> str:
+    """The version of a Python package, or Missing with how to install it."""
+    if importlib.util.find_spec(module) is None:
+        raise Missing(f"the Python package {package} is not installed: {sys.executable} -m pip install {package}")
+    return importlib.metadata.version(package)
+
+
+def side(name: str, fds: Sequence[int] = (), **arguments: Any) -> Side:
+    return Side([__file__], name, fds, **arguments)
+
+
+# ---- Redis
+
+
+class RedisServer:
+    """A redis-server that keeps nothing."""
+
+    def __init__(self) -> None:
+        program = need_program("redis-server", "redis-server")
+        self.versions = {package: need_module(package, package) for package in ("redis", "hiredis")}
+        import redis
+
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        self.versions["redis-server"] = told.split("v=")[1].split()[0]
+        self.port = free_port()
+        self.folder = tempfile.mkdtemp(prefix="fastmq-bench-")
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self.process = subprocess.Popen([program, *options, "--dir", self.folder], stdout=subprocess.DEVNULL)
+        self.pids = [self.process.pid]
+        self.client = redis.Redis(port=self.port)
+        wait(self._answers, "redis-server to answer")
+
+    def _answers(self) -> bool:
+        import redis
+
+        try:
+            return bool(self.client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def close(self) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def redis_client(port: int) -> Any:
+    """A connected client."""
+    import redis
+
+    client = redis.Redis(port=port)
+    client.ping()
+    return client
+
+
+def redis_producer(gate: Gate, port: int, queue: str, count: int, size: int) -> None:
+    bodies = payloads(count, size)
+    bulks = [bodies[start : start + BULK] for start in range(0, count, BULK)]
+    client = redis_client(port)
+    gate.ready()
+    for bulk in bulks:
+        client.lpush(queue, *bulk)
+    gate.report(done=True)
+
+
+def redis_consumer(gate: Gate, port: int, queue: str, count: int, size: int) -> None:
+    kept = Kept(size)
+    client = redis_client(port)
+    gate.ready()
+    while len(kept.bodies) < count:
+        bodies = client.blmpop(0, 1, queue, direction="RIGHT", count=BULK)[1]
+        if kept.whole:
+            kept.bodies += bodies
+        else:
+            kept.bodies += [body[:10] for body in bodies]
+            kept.bytes += sum(map(len, bodies))
+    gate.report(done=True)
+    gate.wait_end()
+    gate.report(**kept.check(count))
+
+
+def redis_stream_producer(gate: Gate, port: int, stream: str, count: int, size: int) -> None:
+    entries = [{b"body": body} for body in payloads(count, size)]
+    client = redis_client(port)
+    gate.ready()
+    for start in range(0, count, BULK):
+        pipeline = client.pipeline(transaction=False)
+        for entry in entries[start : start + BULK]:
+            pipeline.xadd(stream, entry)
+        pipeline.execute()
+    gate.report(done=True)
+
+
+def redis_stream_consumer(gate: Gate, port: int, stream: str, count: int, size: int) -> None:
+    """Each answer's entries are acknowledged by one XACK, which travels with the question for the next."""
+    received: list[bytes] = []
+    client = redis_client(port)
+    gate.ready()
+    done: list[bytes] = []
+    while len(received) < count or done:
+        pipeline = client.pipeline(transaction=False)
+        if done:
+            pipeline.xack(stream, GROUP, *done)
+        if len(received) < count:
+            pipeline.xreadgroup(GROUP, "one", {stream: ">"}, count=BULK, block=0)
+        answer = pipeline.execute()[-1]
+        done = []
+        if len(received) < count:
+            for number, entry in answer[0][1]:
+                done.append(number)
+                received.append(entry[b"body"])
+    gate.report(done=True)
+    gate.wait_end()
+    gate.report(**check_exactly_once(received, count, size))
+
+
+def redis_ping(gate: Gate, port: int, ping: str, pong: str, trips: int, size: int) -> None:
+    from time import perf_counter
+
+    bodies = payloads(trips + WARM_UP_TRIPS, size)
+    received, times = [], []
+    client = redis_client(port)
+    gate.ready()
+    for body in bodies:
+        start = perf_counter()
+        client.lpush(ping, body)
+        answer = client.blpop(pong)
+        times.append(perf_counter() - start)
+        received.append(answer[1])
+    check_exactly_once(received, len(bodies), size)
+    report_trips(gate, times)
+
+
+def redis_pong(gate: Gate, port: int, ping: str, pong: str) -> None:
+    client = redis_client(port)
+    gate.ready()
+    while True:
+        client.lpush(pong, client.blpop(ping)[1])
+
+
+def redis_publisher(gate: Gate, port: int, channel: str, count: int, size: int, paces: list[int]) -> None:
+    bodies = payloads(count, size)
+    client = redis_client(port)
+    gate.ready()
+    for block in paced(bodies, paces):
+        pipeline = client.pipeline(transaction=False)
+        for body in block:
+            pipeline.publish(channel, body)
+        pipeline.execute()
+    gate.report(done=True)
+    gate.wait_end()
+
+
+def redis_subscriber(gate: Gate, port: int, channel: str, count: int, size: int, pace: int) -> None:
+    import os
+
+    kept = Kept(size)
+    subscription = redis_client(port).pubsub()
+    subscription.subscribe(channel)
+    read = subscription.parse_response
+    read()
+    gate.ready()
+    for start in range(0, count, BLOCK):
+        for _ in range(min(BLOCK, count - start)):
+            kept.bodies.append(read()[2])
+        os.write(pace, b".")
+    gate.report(done=True)
+    gate.wait_end()
+    gate.report(**kept.check(count))
+
+
+# ---- NATS
+
+
+class NatsServer:
+    """A nats-server with JetStream in memory."""
+
+    def __init__(self) -> None:
+        program = need_program("nats-server", "nats-server")
+        self.versions = {"nats-py": need_module("nats", "nats-py")}
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        self.versions["nats-server"] = told.split()[-1].removeprefix("v")
+        self.port = free_port()
+        self.folder = tempfile.mkdtemp(prefix="fastmq-bench-")
+        options = ["-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", self.folder]
+        self.process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.pids = [self.process.pid]
+        wait(self._answers, "nats-server to answer")
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                return connection.recv(16).startswith(b"INFO")
+        except OSError:
+            return False
+
+    def renew_stream(self, name: str) -> None:
+        """An empty work queue of that name."""
+
+        async def renew() -> None:
+            from nats.js.api import RetentionPolicy, StorageType
+
+            client, stream = await nats_stream(self.port)
+            try:
+                await stream.delete_stream(name)
+            except Exception as error:  # it was not there
+                if "not found" not in str(error):
+                    raise
+            await stream.add_stream(name=name, subjects=[name], retention=RetentionPolicy.WORK_QUEUE, storage=StorageType.MEMORY)
+            await client.close()
+
+        asyncio.run(renew())
+
+    def messages(self, name: str) -> int:
+        async def ask() -> int:
+            client, stream = await nats_stream(self.port)
+            found: int = (await stream.stream_info(name)).state.messages
+            await client.close()
+            return found
+
+        return asyncio.run(ask())
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+async def nats_stream(port: int) -> Any:
+    import nats
+
+    client = await nats.connect(f"nats://127.0.0.1:{port}")
+    return client, client.jetstream(publish_async_max_pending=4000)
+
+
+def nats_producer(gate: Gate, port: int, queue: str, count: int, size: int) -> None:
+    bodies = payloads(count, size)
+
+    async def produce() -> None:
+        client, stream = await nats_stream(port)
+        gate.ready()
+        for body in bodies:
+            await stream.publish_async(queue, body, wait_stall=30.0)
+        await stream.publish_async_completed()
+        gate.report(done=True)
+        await client.close()
+
+    asyncio.run(produce())
+
+
+def nats_consumer(gate: Gate, port: int, queue: str, count: int, size: int) -> None:
+    received: list[bytes] = []
+
+    async def consume() -> None:
+        from nats.js.api import ConsumerConfig
+
+        client, stream = await nats_stream(port)
+        subscription = await stream.pull_subscribe(queue, "bench", config=ConsumerConfig(max_ack_pending=10_000))
+        gate.ready()
+        while len(received) < count:
+            for message in await subscription.fetch(min(BULK, count - len(received)), timeout=30):
+                received.append(message.data)
+                await message.ack()
+        await client.flush()
+        gate.report(done=True)
+        gate.wait_end()
+        await client.close()
+
+    asyncio.run(consume())
+    gate.report(**check_exactly_once(received, count, size))
+
+
+# ---- ZeroMQ
+
+
+class ZmqProxy:
+    """PULL - zmq.proxy - PUSH in a process of its own."""
+
+    def __init__(self) -> None:
+        self.side = side("zmq_proxy")
+        self.ports = self.side.report()
+        self.pids = [self.side.process.pid]
+
+    def close(self) -> None:
+        self.side.kill()
+
+
+def zmq_proxy(gate: Gate) -> None:
+    import zmq
+
+    context = zmq.Context()
+    front, back = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    gate.report(push=front.bind_to_random_port("tcp://127.0.0.1"), pull=back.bind_to_random_port("tcp://127.0.0.1"))
+    zmq.proxy(front, back)
+
+
+def zmq_producer(gate: Gate, port: int, count: int, size: int) -> None:
+    import zmq
+
+    bodies = payloads(count, size)
+    socket = zmq.Context().socket(zmq.PUSH)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    gate.ready()
+    for body in bodies:
+        socket.send(body, copy=False)
+    gate.report(done=True)
+    gate.wait_end()
+    socket.close(linger=0)
+
+
+def zmq_consumer(gate: Gate, port: int, count: int, size: int) -> None:
+    import zmq
+
+    kept = Kept(size)
+    socket = zmq.Context().socket(zmq.PULL)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    gate.ready()
+    for frame in islice(iter(lambda: socket.recv(copy=False), None), count):
+        kept.bodies.append(bytes(frame.buffer[:10]))
+        kept.bytes += len(frame)
+    gate.report(done=True)
+    gate.wait_end()
+    gate.report(**kept.check(count))
+
+
+if __name__ == "__main__":
+    run_side(globals())
