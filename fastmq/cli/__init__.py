@@ -16,6 +16,7 @@ VERBS = {
     "queue": "list, declare, bind, purge and delete queues",
     "exchange": "declare, bind and delete exchanges",
     "status": "the broker's processes and queues",
+    "bench": "how fast a broker is from here",
     "config": "the settings of `serve`",
 }
 EXIT_STATUS = """\b

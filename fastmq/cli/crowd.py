@@ -30,7 +30,7 @@ class Member:
         address = parse_url(url)
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.connect(f"tcp://{address}")
+        self.socket.connect(f"{'ipc' if url.startswith('fastmq+unix:') else 'tcp'}://{address}")
         self.socket.send(msgpack.packb([Verb.HELLO, b"", 0, VERSION, address.vhost, "crowd", 0, {}]))
         self.session: Any = None
         self.batches: list[tuple[int, bytes]] = []  # number of messages, their records
@@ -56,14 +56,16 @@ class Member:
             self.sequence += count
             self.next += 1
 
-    def read(self) -> None:
+    def read(self) -> int:
+        """Take a CONFIRM; how many messages have their outcome now that had none."""
         verb, _, _, *fields = msgpack.unpackb(self.socket.recv())
         if verb != Verb.CONFIRM:
             raise Void(f"a client was answered {fields}")
         up_to, _, exceptions = fields[:3]
         if exceptions:
             raise Void(f"messages were refused: {exceptions[0]}")
-        self.floor = max(self.floor, up_to + 1)
+        before, self.floor = self.floor, max(self.floor, up_to + 1)
+        return self.floor - before
 
     @property
     def done(self) -> bool:
@@ -71,9 +73,43 @@ class Member:
 
 
 def crowd(
-    gate: Gate, url: str, queue: str, clients: int, active: int, count: int, size: int, window: int, batch: int, first: int = 0
-) -> None:
+    gate: Gate, url: str, queue: str, clients: int, active: int, count: int, size: int, window: int, batch: int, first: int = 0,
+    steps: int = 1,
+) -> None:  # fmt: skip
     """Of `clients`, `active` publish `count` messages between them."""
+    members = connect(url, clients)
+    records = [msgpack.packb([queue, None, body]) for body in payloads(count, size, first)]
+    for number, start in enumerate(range(0, count, batch)):
+        part = records[start : start + batch]
+        members[number % active].batches.append((len(part), b"".join(part)))
+    poller = zmq.Poller()
+    of_socket = {member.socket: member for member in members[:active]}
+    for socket in of_socket:
+        poller.register(socket, zmq.POLLIN)
+    gate.ready()
+    for member in of_socket.values():
+        member.publish(window)
+    left, told = sum(not member.done for member in of_socket.values()), 0
+    while left:
+        readable = poller.poll(CONFIRM_MS)
+        if not readable:
+            raise Void("no outcome came")
+        for socket, _ in readable:
+            member = of_socket[socket]
+            told += member.read()
+            member.publish(window)
+            left -= member.done
+        if steps > 1 and told * steps >= count:
+            gate.report(progress=told / count)
+            told = 0
+    gate.report(done=True)
+    gate.wait_end()
+    for member in members:
+        member.socket.close()
+
+
+def connect(url: str, clients: int) -> list[Member]:
+    """So many clients with a session each."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard < clients * DESCRIPTORS_OF_CLIENT:
@@ -83,31 +119,7 @@ def crowd(
     members = [Member(context, url) for _ in range(clients)]
     for member in members:
         member.read_welcome()
-    records = [msgpack.packb([queue, None, body]) for body in payloads(count, size, first)]
-    for number, start in enumerate(range(0, count, batch)):
-        part = records[start : start + batch]
-        members[number % active].batches.append((len(part), b"".join(part)))
-    poller = zmq.Poller()
-    of_socket = {}
-    for member in members[:active]:
-        poller.register(member.socket, zmq.POLLIN)
-        of_socket[member.socket] = member
-    gate.ready()
-    for member in of_socket.values():
-        member.publish(window)
-    left = sum(not member.done for member in of_socket.values())
-    while left:
-        readable = poller.poll(CONFIRM_MS)
-        if not readable:
-            raise Void("no outcome came")
-        for socket, _ in readable:
-            member = of_socket[socket]
-            member.read()
-            member.publish(window)
-            left -= member.done
-    gate.report(done=True)
-    gate.wait_end()
-    context.destroy(linger=0)
+    return members
 
 
 if __name__ == "__main__":

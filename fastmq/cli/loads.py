@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from time import perf_counter
 
 import fastmq
+from fastmq.cli.connection import CONNECT_TIMEOUT_S
 from fastmq.cli.messages import Kept, Tally, check_exactly_once, payloads, percentile
 from fastmq.cli.sides import Gate, Void, run_side
 
@@ -20,13 +21,18 @@ CHUNK = 100_000  # messages made, or checked, at a time where all of them would 
 BLOCK = 500  # live events between two words about how far a subscriber is
 BLOCKS_AHEAD = 8  # that a publisher of live events may be before its slowest subscriber
 
+
+def connect(url: str) -> fastmq.Client:
+    return fastmq.connect(url, timeout=CONNECT_TIMEOUT_S)
+
+
 # ---- work queues
 
 
 def producer(gate: Gate, url: str, keys: list[str], count: int, size: int, first: int = 0, exchange: str = "", steps: int = 1) -> None:
     """Publish `count` messages, with the keys in turn, and wait for their outcomes."""
     bodies = iter(payloads(count, size, first))
-    with fastmq.connect(url) as mq:
+    with connect(url) as mq:
         publish = mq.publish
         gate.ready()
         if len(keys) == 1 and not exchange:
@@ -44,10 +50,10 @@ def producer(gate: Gate, url: str, keys: list[str], count: int, size: int, first
 
 
 def consumer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: int, first: int = 0, shared: bool = False) -> None:
-    """Take and acknowledge messages: all `count`, or, where others share the queue, until it is told to end."""
+    """Take and acknowledge `count` messages, or, where others share the queue, what comes until it is told to end."""
     kept = Kept(size)
     keep = kept.bodies.append
-    with fastmq.connect(url) as mq, mq.consume(queue, prefetch=prefetch, timeout=IDLE_S if shared else None) as messages:
+    with connect(url) as mq, mq.consume(queue, prefetch=prefetch, timeout=IDLE_S if shared else None) as messages:
         gate.ready()
         while True:
             mine = islice(messages, count - len(kept.bodies))
@@ -61,11 +67,11 @@ def consumer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: 
                     keep(body[:10])
                     kept.bytes += len(body)
                     message.ack()
-            if not shared or gate.ended:
+            if len(kept.bodies) == count:
+                gate.report(done=True)
+                gate.wait_end()
+            if gate.ended:
                 break
-        if not shared:
-            gate.report(done=True)
-            gate.wait_end()
     if shared:
         gate.report(seen=kept.tally(count, first).packed())
     else:
@@ -75,7 +81,7 @@ def consumer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: 
 def spread_consumer(gate: Gate, url: str, queues: list[str], count: int, size: int, prefetch: int) -> None:
     """One session that consumes many queues, in the order in which `producer` publishes: one message from each in turn."""
     received: list[bytes] = []
-    with fastmq.connect(url) as mq:
+    with connect(url) as mq:
         consumers = [mq.consume(queue, prefetch=prefetch) for queue in queues]
         gate.ready()
         keep = received.append
@@ -90,7 +96,7 @@ def spread_consumer(gate: Gate, url: str, queues: list[str], count: int, size: i
 
 def filler(gate: Gate, url: str, queue: str, count: int, size: int) -> None:
     """Publish many messages, made on the way: a queue becomes deep."""
-    with fastmq.connect(url) as mq:
+    with connect(url) as mq:
         gate.ready()
         publish = mq.publish
         for start in range(0, count, CHUNK):
@@ -103,7 +109,7 @@ def filler(gate: Gate, url: str, queue: str, count: int, size: int) -> None:
 def drainer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: int) -> None:
     """Take and acknowledge many messages, looked at on the way."""
     tally = Tally(count, size)
-    with fastmq.connect(url) as mq, mq.consume(queue, prefetch=prefetch) as messages:
+    with connect(url) as mq, mq.consume(queue, prefetch=prefetch) as messages:
         gate.ready()
         for start in range(0, count, CHUNK):
             bodies = []
@@ -118,7 +124,7 @@ def stream_producer(gate: Gate, url: str, queue: str, different: int, size: int)
     """Publish the same `different` messages again and again until it is told to end; say how many it were."""
     bodies = payloads(different, size)
     sent = 0
-    with fastmq.connect(url) as mq:
+    with connect(url) as mq:
         gate.ready()
         while not gate.ended:
             mq.publish(queue, bodies[sent % different])
@@ -130,7 +136,7 @@ def stream_producer(gate: Gate, url: str, queue: str, different: int, size: int)
 def stream_consumer(gate: Gate, url: str, queue: str, different: int, size: int, prefetch: int) -> None:
     """Take what `stream_producer` publishes until it is told to end; say how often each message came."""
     came = [0] * different
-    with fastmq.connect(url) as mq, mq.consume(queue, prefetch=prefetch, timeout=IDLE_S) as messages:
+    with connect(url) as mq, mq.consume(queue, prefetch=prefetch, timeout=IDLE_S) as messages:
         gate.ready()
         while not gate.ended:
             for message in messages:
@@ -149,7 +155,7 @@ def ping(gate: Gate, url: str, ping: str, pong: str, trips: int, size: int, seco
     """Send one message at a time and wait until it has come back; end after so many trips, or seconds."""
     bodies = iter(payloads(trips + WARM_UP_TRIPS, size))
     times, received = [], []
-    with fastmq.connect(url) as mq, mq.consume(pong, prefetch=1) as answers:
+    with connect(url) as mq, mq.consume(pong, prefetch=1) as answers:
         gate.ready()
         until = perf_counter() + seconds
         for part in gate.steps(trips + WARM_UP_TRIPS, steps):
@@ -168,7 +174,7 @@ def ping(gate: Gate, url: str, ping: str, pong: str, trips: int, size: int, seco
 
 def pong(gate: Gate, url: str, ping: str, pong: str) -> None:
     """Send back what comes, until it is killed."""
-    with fastmq.connect(url) as mq, mq.consume(ping, prefetch=1) as questions:
+    with connect(url) as mq, mq.consume(ping, prefetch=1) as questions:
         gate.ready()
         for message in questions:
             mq.publish(pong, message.body)
@@ -196,7 +202,7 @@ def paced(bodies: list[bytes], paces: list[int]) -> Iterator[list[bytes]]:
 def publisher(gate: Gate, url: str, exchange: str, key: str, count: int, size: int, paces: list[int], steps: int = 1) -> None:
     """Publish live events, no faster than the slowest subscriber reads them."""
     bodies = payloads(count, size)
-    with fastmq.connect(url) as mq:
+    with connect(url) as mq:
         publish = mq.publish
         gate.ready()
         blocks = paced(bodies, paces)
@@ -213,7 +219,7 @@ def subscriber(gate: Gate, url: str, exchange: str, key: str, count: int, size: 
     """Receive live events, and say after each block that it was read."""
     kept = Kept(size)
     keep = kept.bodies.append
-    with fastmq.connect(url) as mq, mq.subscribe(key, exchange=exchange) as events:
+    with connect(url) as mq, mq.subscribe(key, exchange=exchange) as events:
         gate.ready()
         for start in range(0, count, BLOCK):
             for event in islice(events, min(BLOCK, count - start)):
@@ -233,7 +239,7 @@ def subscriber(gate: Gate, url: str, exchange: str, key: str, count: int, size: 
 
 def idle(gate: Gate, url: str, clients: int) -> None:
     """Hold connected clients until it is told to end."""
-    connected = [fastmq.connect(url) for _ in range(clients)]
+    connected = [connect(url) for _ in range(clients)]
     gate.ready()
     gate.wait_end()
     for client in connected:

@@ -2,7 +2,7 @@
 
 A side is a function `name(gate, **arguments)` of a program that ends with `run_side(globals())`. It runs in a process of its own: it
 prepares, calls `gate.ready()`, which returns when all sides are told to go, works, and calls `gate.report(...)` as often as it likes. A
-report with `progress` only says how much has been done since the one before.
+report with `progress` only says which share of the work has been done since the one before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastmq.errors import Closed, ConnectionFailed, FastMQError, TimedOut
 LOADS = ("-m", "fastmq.cli.loads")  # the program with fastmq's own sides
 REPORT_TIMEOUT_S = 120.0  # sides that have not reported for so long have failed
 
-Progress = Callable[[int], None]
+Progress = Callable[[float], None]
 
 
 class Void(Exception):
@@ -58,7 +58,7 @@ class Gate:
             part = min(share, count - start)
             yield part
             if steps > 1:
-                self.report(progress=part)
+                self.report(progress=part / count)
 
     @property
     def ended(self) -> bool:

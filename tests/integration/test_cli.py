@@ -179,6 +179,9 @@ def test_many_refusals_are_counted_and_not_all_named(cli: Cli) -> None:
         ("subscribe", "x", "--kind", "regex"),
         ("no-such-verb",),
         ("serve", "--port", "70000"),
+        ("bench", "speed"),
+        ("bench", "queue", "--size", "9"),
+        ("bench", "queue", "--size", "1000000", "--messages", "1000000"),
         ("serve", "--data-dir", "kept"),
         ("serve", "--config", "no-such-file.toml"),
         ("status", "--url", "http://127.0.0.1/"),
@@ -197,7 +200,7 @@ def test_data_dir_is_refused_in_words(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [("status",), ("publish", "q", "x"), ("consume", "q"), ("subscribe", "x"), ("queue", "ls")]
+    "verb", [("status",), ("publish", "q", "x"), ("consume", "q"), ("subscribe", "x"), ("queue", "ls"), ("bench",)]
 )
 def test_without_a_broker_it_says_how_to_start_one(cli: Cli, verb: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -361,6 +364,65 @@ def test_exchange_binding_forwards(cli: Cli, mq: fastmq.Client) -> None:
     cli("publish", "a.b", "x", "--exchange", "source", "--mandatory", status=1)
 
 
+def bench_queues(mq: fastmq.Client) -> list[str]:
+    return [queue["name"] for queue in mq.status()["queues"] if queue["name"].startswith("fastmq-bench.")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figures"),
+    [
+        (("queue",), {"messages_s", "mb_s"}),
+        (("queue", "--producers", "2", "--consumers", "3", "--size", "2000"), {"messages_s", "mb_s"}),
+        (("crowd", "--clients", "40"), {"messages_s", "mb_s"}),
+        (("pingpong",), {"p50_us", "p99_us"}),
+        (("pubsub", "--consumers", "2"), {"messages_s", "mb_s"}),
+    ],
+)
+def test_bench_measures_and_leaves_no_queue(cli: Cli, mq: fastmq.Client, arguments: tuple[str, ...], figures: set[str]) -> None:
+    done = cli("bench", *arguments, "--messages", "1200", "--json")
+    (row,) = json_lines(done.stdout)
+    assert (row["load"], row["messages"]) == (arguments[0], 1200)
+    assert figures <= row.keys()
+    assert all(row[figure] > 0 for figure in figures)
+    assert done.stderr == b""
+    assert bench_queues(mq) == []
+
+
+def test_bench_shows_a_table_of_several_loads(cli: Cli) -> None:
+    shown = cli("bench", "queue", "pingpong", "--messages", "200").stdout.decode()
+    assert [line.split()[0] for line in shown.splitlines() if "200" in line] == ["queue", "pingpong"]
+
+
+def test_bench_whose_messages_do_not_all_come_ends_with_status_1(cli: Cli, mq: fastmq.Client) -> None:
+    """Somebody else takes messages out of its queue."""
+    process = cli.start("bench", "queue", "--messages", "20000", "--prefetch", "1")
+    (queue,) = wait_until(lambda: bench_queues(mq))
+    message = wait_until(lambda: mq.get(queue))
+    message.ack()
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, b"")
+    assert b"1 of 20000 messages were lost" in err
+    assert bench_queues(mq) == []
+
+
+def test_ctrl_c_ends_bench_with_status_130_and_leaves_no_queue(cli: Cli, mq: fastmq.Client) -> None:
+    process = cli.start("bench", "pingpong", "--messages", "1000000", start_new_session=True)
+    wait_until(lambda: sum(consumers_of(mq, queue) for queue in bench_queues(mq)) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    assert bench_queues(mq) == []
+
+
+def test_bench_of_a_broker_that_goes_away_ends_with_status_3(cli: Cli) -> None:
+    with fastmq.Broker(workers=1) as broker, fastmq.connect(broker.url) as mq:
+        process = cli.start("bench", "pingpong", "--messages", "1000000", "--url", broker.url)
+        wait_until(lambda: sum(consumers_of(mq, queue) for queue in bench_queues(mq)) == 2)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (3, b"")
+    assert b"Traceback" not in err
+
+
 def test_serve_says_ready_and_stops_on_sigterm(cli: Cli) -> None:
     process = cli.start("serve", "--port", "0", "--workers", "1")
     with process:
@@ -401,7 +463,7 @@ def test_serve_on_a_port_in_use_says_so(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["serve", "publish", "consume", "subscribe", "queue", "queue ls", "status", "exchange", "config"]
+    "verb", ["serve", "publish", "consume", "subscribe", "queue", "queue ls", "status", "exchange", "config", "bench"]
 )
 def test_help_tells_exit_status(cli: Cli, verb: str) -> None:
     assert b"Exit status" in cli(*verb.split(), "--help").stdout
