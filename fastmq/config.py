@@ -40,6 +40,9 @@ class Config:
     patterns_max: int = _setting(10_000, "distinct patterns of live subscriptions", low=1, high=10**6)
     descriptors: int = _setting(65536, "descriptors the front-end asks the system for", low=256, high=10**7)
     ring_size: int = _setting(2**20, "bytes of each ring between a front-end and a worker; a power of two", low=4096, high=2**30)
+    arena_size: int = _setting(
+        2**34, "bytes of shared memory that one worker may use for bodies over 16 KiB; without room they are copied", low=2**22, high=2**40
+    )
     frontend_memory_max: int = _setting(8 * 2**30, "bytes of memory a front-end may use before it is restarted", low=2**26, high=2**44)
     send_high_water_mark: int = _setting(10_000, "frames that may wait for one client before its answers are held back", low=10, high=10**6)
     events_high_water_mark: int = _setting(1000, "event frames that may wait for one subscriber before it loses events", low=1, high=10**6)

@@ -15,10 +15,10 @@ from fastmq.wire.shards import shard_of
 from fastmq.wire.verbs import Code, Verb
 
 MS = 1_000_000
-PUBLISH_HEAD = struct.Struct("<QQIIII")         # LinkPublish: sid, floor, entries, exchange_size, records_size, padding
+PUBLISH_HEAD = struct.Struct("<QQIIIIQ")        # LinkPublish: sid, floor, entries, exchange_size, records_size, is_shared, shared_at
 PUBLISH_ENTRY = struct.Struct("<QQIIIHH")       # LinkPublishEntry: first_seq, queue, count, offset, size, shard, padding
 OUTCOME = struct.Struct("<QII")                 # LinkOutcome: sid, ranges, refusals
-DELIVER = struct.Struct("<QIIII")               # LinkDeliver: sid, hello, runs, names_size, records_size
+DELIVER = struct.Struct("<QIIIIQQ")             # LinkDeliver: sid, hello, runs, names_size, records_size, loan, shared_at
 RUN = struct.Struct("<QQQIIIIIHH")              # LinkRun
 REQUEST = struct.Struct("<QQQII")               # LinkQueueRequest: token, sid, queue, hello, flags
 CONSUME = struct.Struct("<QQQQIIII")            # LinkConsume
@@ -229,7 +229,7 @@ class Desk:
             names += exchange.encode()
             data += joined
         padded = names + bytes(-len(names) % 8)
-        payload = DELIVER.pack(sid, hello, len(runs), len(names), len(data)) + packed + padded + data
+        payload = DELIVER.pack(sid, hello, len(runs), len(names), len(data), 0, 0) + packed + padded + data
         self.ends[worker].send(LinkKind.L_DELIVER, 0, payload)
 
     # ---- what workers were sent
@@ -244,7 +244,7 @@ class Desk:
         """The L_PUBLISH messages of a worker: (sid, floor, exchange, [(first_seq, queue, count, shard, records)...])."""
         found = []
         for _, payload in self.sent(worker, LinkKind.L_PUBLISH):
-            sid, floor, count, exchange_size, records_size, _ = PUBLISH_HEAD.unpack_from(payload)
+            sid, floor, count, exchange_size, records_size, _, _ = PUBLISH_HEAD.unpack_from(payload)
             at = PUBLISH_HEAD.size
             exchange = payload[at : at + exchange_size].decode()
             at += -(-exchange_size // 8) * 8

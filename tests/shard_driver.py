@@ -94,7 +94,7 @@ def publish_message(sid: int, floor: int, entries: Iterable[Entry], exchange: by
             table += struct.pack("=QQIIIHH", entry.first, queue, len(entry.records), len(records), len(data), entry.shard, 0)
             rows += 1
         records += data
-    return struct.pack("=QQIIII", sid, floor, rows, len(exchange), len(records), 0) + pad8(exchange) + table + records
+    return struct.pack("=QQIIIIQ", sid, floor, rows, len(exchange), len(records), 0, 0) + pad8(exchange) + table + records
 
 
 def settle_message(sid: int, epoch: int, up_to: int, ranges: Sequence[tuple[int, int]],
@@ -105,14 +105,14 @@ def settle_message(sid: int, epoch: int, up_to: int, ranges: Sequence[tuple[int,
 
 
 def decode_delivery(frontend: int, payload: bytes, told: Told) -> list[Delivered]:
-    sid, hello, runs, names_size, records_size = struct.unpack_from("=QIIII", payload)
-    names_at = 24 + 48 * runs
+    sid, hello, runs, names_size, records_size, _, _ = struct.unpack_from("=QIIIIQQ", payload)
+    names_at = 40 + 48 * runs
     at = names_at + names_size
     assert len(payload) == at + records_size
     found: list[Delivered] = []
     for i in range(runs):
         epoch, tag, timestamp_ms, consumer, count, deliveries, size, name_at, name_size, shard = struct.unpack_from(
-            "=QQQIIIIIHH", payload, 24 + 48 * i)
+            "=QQQIIIIIHH", payload, 40 + 48 * i)
         assert shard == SHARD
         assert count > 0
         exchange = payload[names_at + name_at:names_at + name_at + name_size]

@@ -70,12 +70,12 @@ def parse(kind: int, payload: bytes) -> Any:
         assert len(payload) == 16 + 16 * ranges + 24 * refusals
         return Outcome(sid, held, refused)
     if kind == LinkKind.L_DELIVER:
-        sid, hello, count, names_size, records_size = struct.unpack_from("=QIIII", payload)
-        names_at = 24 + 48 * count
+        sid, hello, count, names_size, records_size, _, _ = struct.unpack_from("=QIIIIQQ", payload)
+        names_at = 40 + 48 * count
         assert len(payload) == names_at + names_size + records_size
         runs = []
         for i in range(count):
-            *fields, offset, size, shard = struct.unpack_from("=QQQIIIIIHH", payload, 24 + 48 * i)
+            *fields, offset, size, shard = struct.unpack_from("=QQQIIIIIHH", payload, 40 + 48 * i)
             runs.append(Run(*fields, shard, payload[names_at + offset : names_at + offset + size]))
         assert sum(run.size for run in runs) == records_size
         return Delivery(sid, hello, runs, unpacked(payload[names_at + names_size :]))
@@ -127,7 +127,7 @@ class StandIn:
                 packed += struct.pack("=QQIIIHH", first_seq, queue, len(items), len(records), len(body), shard, 0)
                 count += 1
             records += body
-        head = struct.pack("=QQIIII", sid, floor, count, len(exchange), len(records), 0)
+        head = struct.pack("=QQIIIIQ", sid, floor, count, len(exchange), len(records), 0, 0)
         self.link.send(LinkKind.L_PUBLISH, 0, head + padded(exchange) + packed + records)
 
     def declare(self, shard: int, queue: int, flags: int = QueueFlag.QUEUE_DURABLE, token: int = 0) -> None:

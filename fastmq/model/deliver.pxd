@@ -3,7 +3,9 @@
 # Rules: what came back goes out before the ring, oldest first; a queue's ready messages are dealt in equal blocks to
 # the consumers that have room, in turn, and who got less than his block is first the next time; a pump does bounded
 # work. Messages of one session are gathered into deliveries of at most DELIVERY_SIZE_MAX bytes of records, consecutive
-# tags that agree in all a client is told into one run, adjacent bytes into one copy. In the worker, without the GIL.
+# tags that agree in all a client is told into one run, adjacent bytes into one copy. A delivery's effect points to the
+# bytes where they lie: it is sent before anything else happens to the shard. A record in the arena goes alone, and only
+# its place is told. In the worker, without the GIL.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -13,11 +15,12 @@ from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Sessio
 from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_ready
 from fastmq.model.members cimport returned_pop
 from fastmq.model.outstanding cimport outstanding_add
+from fastmq.model.regions cimport Hold, regions_lend
 from fastmq.model.shard_records cimport C_DELIVER, ChangeDeliver, record_add
-from fastmq.model.state cimport Delivery, Segment, ShardState, queue_calm, queue_wake
-from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes
+from fastmq.model.state cimport PUMP_DELIVERIES_MAX, Delivery, Segment, ShardState, queue_calm, queue_wake
+from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_chunk
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_pad8
-from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, LinkDeliver, LinkReply, LinkRun
+from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, RECORD_SHARED_MIN, LinkDeliver, LinkReply, LinkRun
 
 
 cdef inline const Slot* queue_peek(Queue* q) noexcept nogil:
@@ -122,22 +125,22 @@ cdef inline void delivery_add(ShardState* s, Delivery* d, Consumer* c, Outstandi
     segment.size = size
 
 
-cdef inline size_t delivery_size(const Delivery* d) noexcept nogil:
-    """Bytes of the message that carries it."""
-    return sizeof(LinkDeliver) + d.runs.size + ((d.names.size + 7) & ~<size_t> 7) + d.size
+cdef inline size_t delivery_head_size(const Delivery* d) noexcept nogil:
+    """Bytes of the message that carries it, without the records."""
+    return sizeof(LinkDeliver) + d.runs.size + ((d.names.size + 7) & ~<size_t> 7)
 
 
-cdef inline void delivery_write(Delivery* d, uint64_t sid, uint32_t hello, uint8_t* at) noexcept nogil:
-    """Write it to `at`, delivery_size bytes, and begin anew."""
+cdef inline uint8_t* delivery_write_head(Delivery* d, uint64_t sid, uint32_t hello, uint8_t* at) noexcept nogil:
+    """Write all but the records to `at`; where those follow."""
     cdef LinkDeliver* head = <LinkDeliver*> at
-    cdef Segment* segments = <Segment*> d.segments.data
-    cdef size_t i
     buffer_pad8(&d.names)
     head.sid = sid
     head.hello = hello
     head.runs = <uint32_t> (d.runs.size // sizeof(LinkRun))
     head.names_size = <uint32_t> d.names.size
     head.records_size = <uint32_t> d.size
+    head.loan = 0
+    head.shared_at = 0
     at += sizeof(LinkDeliver)
     if d.runs.size:
         memcpy(at, d.runs.data, d.runs.size)
@@ -145,10 +148,14 @@ cdef inline void delivery_write(Delivery* d, uint64_t sid, uint32_t hello, uint8
     if d.names.size:
         memcpy(at, d.names.data, d.names.size)
         at += d.names.size
-    for i in range(d.segments.size // sizeof(Segment)):
+    return at
+
+
+cdef inline void segments_copy(const Segment* segments, size_t count, uint8_t* at) noexcept nogil:
+    cdef size_t i
+    for i in range(count):
         memcpy(at, segments[i].data, segments[i].size)
         at += segments[i].size
-    delivery_clear(d)
 
 
 cdef inline void delivery_clear(Delivery* d) noexcept nogil:
@@ -165,12 +172,36 @@ cdef inline void delivery_flush(ShardState* s) noexcept nogil:
     cdef uint8_t* at
     if d.session == NULL:
         return
-    at = effects_begin(&s.effects, d.session.frontend, L_DELIVER, s.index, delivery_size(d))
+    at = effects_begin(&s.effects, d.session.frontend, L_DELIVER, s.index, delivery_head_size(d) + d.segments.size)
     if at == NULL:
         s.failed = True
-        delivery_clear(d)
     else:
-        delivery_write(d, d.session.sid, d.session.hello, at)
+        s.pumped_bytes += d.size
+        at = delivery_write_head(d, d.session.sid, d.session.hello, at)
+        memcpy(at, d.segments.data, d.segments.size)
+    delivery_clear(d)
+
+
+cdef inline void delivery_lend(ShardState* s, Consumer* c, Outstanding* e, const Hold* hold) noexcept nogil:
+    """Deliver one message that lies in the arena: its front-end borrows it. Nothing is being gathered."""
+    cdef Delivery* d = &s.delivery
+    cdef LinkDeliver* head
+    cdef uint64_t loan = regions_lend(s.store.regions, hold, c.session.frontend)
+    if loan == 0 or not delivery_run(s, d, c, e):
+        s.failed = True
+        return
+    (<LinkRun*> d.runs.data).count = 1
+    (<LinkRun*> d.runs.data).size = slot_size(&e.slot)
+    d.size = slot_size(&e.slot)
+    head = <LinkDeliver*> effects_begin(&s.effects, c.session.frontend, L_DELIVER, s.index, delivery_head_size(d))
+    if head == NULL:
+        s.failed = True
+    else:
+        s.pumped_bytes += d.size
+        delivery_write_head(d, c.session.sid, c.session.hello, <uint8_t*> head)
+        head.loan = loan
+        head.shared_at = hold.offset
+    delivery_clear(d)
 
 
 # ---- turns
@@ -181,17 +212,23 @@ cdef inline uint32_t consumer_give(ShardState* s, Queue* q, Consumer* c, uint64_
     cdef uint32_t given = 0
     cdef const Slot* slot
     cdef Outstanding* e
+    cdef const Hold* hold
     while given < count:
         slot = queue_peek(q)
         if slot == NULL or not consumer_fits(c, slot_size(slot)):
             break
-        if d.session != c.session or d.size + slot_size(slot) > s.delivery_size_max:
+        hold = store_chunk(&s.store, slot).hold if slot_size(slot) >= RECORD_SHARED_MIN else NULL
+        if d.session != c.session or d.size + slot_size(slot) > s.delivery_size_max or hold != NULL:
             delivery_flush(s)
         e = queue_take(s, q, c)
         if e == NULL:
             break
         given += 1
-        if not s.replaying:
+        if s.replaying:
+            continue
+        if hold != NULL:
+            delivery_lend(s, c, e, hold)
+        else:
             d.session = c.session
             delivery_add(s, d, c, e)
     s.delivered += given
@@ -253,7 +290,8 @@ cdef inline bint pump_queues(ShardState* s) noexcept nogil:
     do."""
     cdef uint32_t left = s.pump_count_max, given
     cdef Queue* q
-    while s.dirty_first != NULL and left and not s.failed and s.effects.buffer.size < 16 * s.delivery_size_max:
+    s.pumped_bytes = 0
+    while s.dirty_first != NULL and left and not s.failed and s.pumped_bytes < PUMP_DELIVERIES_MAX * s.delivery_size_max:
         q = s.dirty_first
         queue_calm(s, q)
         if q.open_count == 0:
@@ -272,6 +310,8 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
     cdef ChangeDeliver change
     cdef LinkReply* reply
     cdef Outstanding* e
+    cdef size_t size
+    cdef uint8_t* at
     if queue_peek(q) != NULL:
         change.first_tag = s.outstanding.next_tag
         e = queue_take(s, q, &session.getter)
@@ -288,12 +328,15 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
             change.turn_kept = 0
             change.padding = 0
             record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
-    reply = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + delivery_size(d))
+    size = delivery_head_size(d) + d.size
+    reply = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + size)
     if reply == NULL:
         s.failed = True
         return False
     reply.token = token
     reply.code = 0
-    reply.size = <uint32_t> delivery_size(d)
-    delivery_write(d, session.sid, session.hello, <uint8_t*> (reply + 1))
+    reply.size = <uint32_t> size
+    at = delivery_write_head(d, session.sid, session.hello, <uint8_t*> (reply + 1))
+    segments_copy(<Segment*> d.segments.data, d.segments.size // sizeof(Segment), at)
+    delivery_clear(d)
     return True

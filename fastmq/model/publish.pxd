@@ -15,7 +15,8 @@ from fastmq.model.publishers cimport publishers_use
 from fastmq.model.shard_records cimport C_DECIDE, C_FORGET, C_TAKE, ChangeDecide, ChangeSession, ChangeTake, record_add
 from fastmq.model.shard_records cimport record_begin
 from fastmq.model.state cimport TICK_COUNT_MAX, ShardState, queue_find, queue_wake
-from fastmq.model.store cimport Chunk, NAME_NONE, chunk_data, name_take, store_large, store_open, tail_open
+from fastmq.model.store cimport Chunk, NAME_NONE, chunk_data, name_take, store_large, store_open, store_open_large
+from fastmq.model.store cimport tail_open
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend
 from fastmq.wire.link cimport QUEUE_DURABLE
 from fastmq.wire.msgpack cimport Reader, mp_read_nil, mp_skip, reader_init
@@ -128,13 +129,19 @@ cdef inline void chunk_write(Chunk* chunk, const uint8_t* records, size_t size, 
 
 cdef inline bint put_large(ShardState* s, Queue* q, const uint8_t* record, uint32_t size, uint32_t name,
                            uint64_t timestamp_ms) noexcept nogil:
-    """Append a message with a chunk of its own."""
-    cdef Chunk* chunk = store_open(&s.store, size)
+    """Append a message with a chunk of its own, without copying it where it lies in the arena already."""
+    cdef Chunk* chunk = store_open_large(&s.store, record, size)
     cdef Slot slot
+    if chunk == NULL:
+        chunk = store_open(&s.store, size)
     if chunk == NULL:
         s.failed = True
         return False
-    chunk_write(chunk, record, size, 1)
+    if chunk.data == record:
+        chunk.used = chunk.live = size
+        chunk.messages = 1
+    else:
+        chunk_write(chunk, record, size, 1)
     slot.a = <uint64_t> chunk.index << 32
     slot.b = (<uint64_t> size << 32) | name
     slot.c = timestamp_ms

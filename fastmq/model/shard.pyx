@@ -5,28 +5,29 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from fastmq._core cimport Slot, ring_at, ring_free, ring_span
+from fastmq._core cimport ring_free
 from fastmq.model.attend cimport consumer_add, consumer_cancel, garbage_step, queue_delete, queue_purge, session_end
 from fastmq.model.attend cimport session_enter
 from fastmq.model.compact cimport compact_step
 from fastmq.model.deliver cimport get_reply, pump_queues
+from fastmq.model.dump cimport dump_outstanding, dump_publishers, dump_queue, dump_sessions
 from fastmq.model.effects cimport EffectHead, effects_begin, effects_clear, effects_free, effects_init, effects_next
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, queue_ready, session_free, session_is_idle
-from fastmq.model.outstanding cimport outstanding_find, outstanding_free, outstanding_init
+from fastmq.model.outstanding cimport outstanding_free, outstanding_init
 from fastmq.model.publish cimport publish_run, publisher_forget, publishers_tick
 from fastmq.model.publishers cimport Publisher, publishers_find, publishers_free, publishers_init
 from fastmq.model.replay cimport replay
 from fastmq.model.settle cimport settle
-from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, ShardState
+from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, Segment, ShardState
 from fastmq.model.state cimport queue_declare, queue_find, session_find, unused_tick
-from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_free, store_init
+from fastmq.model.store cimport store_free, store_init
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_free, idmap_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
-from fastmq.wire.link cimport L_ATTACH_SHARD, L_CANCEL, L_CONSUME, L_GET, L_PUBLISH, L_QUEUE_COUNTS, L_QUEUE_DECLARE
+from fastmq.wire.link cimport L_ATTACH_SHARD, L_CANCEL, L_CONSUME, L_DELIVER, L_GET, L_PUBLISH, L_QUEUE_COUNTS, L_QUEUE_DECLARE
 from fastmq.wire.link cimport L_QUEUE_DELETE, L_QUEUE_PURGE, L_REPLY, L_SESSION_END, L_SETTLE
-from fastmq.wire.link cimport LinkAttach, LinkCancel, LinkConsume, LinkCounts, LinkPublish, LinkPublishEntry, LinkQueue
-from fastmq.wire.link cimport LinkQueueRequest, LinkRange, LinkReply, LinkSessionEnd, LinkSettle, LinkSettleException
+from fastmq.wire.link cimport LinkAttach, LinkCancel, LinkConsume, LinkCounts, LinkDeliver, LinkPublish, LinkPublishEntry
+from fastmq.wire.link cimport LinkQueue, LinkQueueRequest, LinkRange, LinkReply, LinkRun, LinkSessionEnd, LinkSettle, LinkSettleException
 from fastmq.wire.verbs cimport CONSUMER_EXISTS, NO_QUEUE, OK
 
 from fastmq.errors import FastMQError
@@ -352,10 +353,10 @@ cdef class Shard:
         cdef ShardState* s = &self.state
         cdef bint more
         s.now_ns = now_ns
-        more = pump_queues(s)
         if s.garbage != NULL:
             garbage_step(s)
-        compact_step(s)
+        compact_step(s)                     # before deliveries point to where messages lie
+        more = pump_queues(s)
         state_failed(s)
         return more or s.garbage != NULL or s.compaction.active
 
@@ -393,7 +394,8 @@ cdef class Shard:
             head = effects_next(&self.state.effects, &at, &payload)
             if head == NULL:
                 break
-            found.append((head.frontend, head.head.kind, head.head.shard, payload[:head.head.size]))
+            whole = payload[:head.head.size] if head.head.kind != L_DELIVER else delivery_bytes(<const LinkDeliver*> payload)
+            found.append((head.frontend, head.head.kind, head.head.shard, whole))
         effects_clear(&self.state.effects)
         return found
 
@@ -461,6 +463,20 @@ cdef class Shard:
         }
 
 
+cdef bytes delivery_bytes(const LinkDeliver* head):
+    """The message that a delivery's effect becomes."""
+    cdef size_t head_size = sizeof(LinkDeliver) + head.runs * sizeof(LinkRun) + head.names_size
+    cdef const uint8_t* at = <const uint8_t*> head
+    cdef const Segment* segment = <const Segment*> (at + head_size)
+    cdef size_t left = 0 if head.loan else head.records_size
+    cdef list parts = [at[:head_size]]
+    while left:
+        parts.append(segment.data[:segment.size])
+        left -= segment.size
+        segment += 1
+    return b"".join(parts)
+
+
 cdef bint state_failed(ShardState* s) noexcept nogil:
     """Whether memory ran out, here or in a buffer."""
     if s.effects.buffer.failed or s.records.failed:
@@ -518,83 +534,3 @@ cdef void state_free_message(Session* session) noexcept nogil:
     e.consumer.outstanding -= 1
     if e.consumer.closed and e.consumer.outstanding == 0:
         free(e.consumer)
-
-
-# ---- dump
-
-cdef object dump_slot(ShardState* s, const Slot* slot):
-    """(exchange, timestamp_ms, record) of a message."""
-    cdef Name* name = &s.store.names.items[slot_name(slot)]
-    return name.data[:name.size], slot_timestamp_ms(slot), store_bytes(&s.store, slot)[:slot_size(slot)]
-
-
-cdef dict dump_queue(ShardState* s, Queue* q):
-    cdef list ready = [(q.returned[i].seq, q.returned[i].deliveries, *dump_slot(s, &q.returned[i].slot))
-                       for i in range(q.returned_count)]
-    cdef list turns = []
-    cdef dict consumers = {}
-    cdef Consumer* c = q.consumers
-    cdef Slot* slot
-    ready.sort()
-    for i in range(ring_span(&q.ring)):
-        slot = ring_at(&q.ring, i)
-        if slot != NULL:
-            ready.append((q.seq_base + q.ring.first + i, 0, *dump_slot(s, slot)))
-    while c != NULL:
-        consumers[c.session.sid, c.number] = {
-            "window_messages": c.window_messages, "window_bytes": c.window_bytes, "outstanding": c.outstanding,
-            "bytes": c.bytes, "exclusive": bool(c.exclusive),
-        }
-        c = c.next
-    c = q.open_first
-    while c != NULL:
-        turns.append((c.session.sid, c.number))
-        c = c.open_next
-    return {"flags": q.flags, "next_seq": q.seq_base + q.ring.end, "ready": ready, "unacknowledged": q.unacknowledged,
-            "ready_bytes": q.ready_bytes, "consumers": consumers, "turns": turns, "exclusive": bool(q.exclusive),
-            "unused": (q.unused_sid, q.unused_frontend if q.unused_sid else 0)}
-
-
-cdef dict dump_sessions(ShardState* s):
-    cdef dict found = {}
-    cdef Session* session
-    cdef Outstanding* e
-    if s.sessions.entries == NULL:
-        return found
-    for i in range(s.sessions.mask + 1):
-        if s.sessions.entries[i].key:
-            session = <Session*> s.sessions.entries[i].value
-            e = session.first
-            tags = []
-            while e != NULL:
-                tags.append(e.tag)
-                e = e.next
-            found[session.sid] = {"frontend": session.frontend, "hello": session.hello, "outstanding": tags}
-    return found
-
-
-cdef dict dump_outstanding(ShardState* s):
-    cdef dict found = {}
-    cdef Outstanding* e
-    for i in range(s.queue_count):
-        e = s.queues[i].first
-        while e != NULL:
-            found[e.tag] = (e.queue.id, e.consumer.session.sid, e.consumer.number, bool(e.consumer.closed), e.seq,
-                            e.deliveries, *dump_slot(s, &e.slot))
-            if outstanding_find(&s.outstanding, e.tag) != e:
-                raise AssertionError(f"tag {e.tag} is not found")
-            e = e.queue_next
-    if len(found) != s.outstanding.count:
-        raise AssertionError("the table by tag and the queues' lists disagree")
-    return found
-
-
-cdef list dump_publishers(ShardState* s):
-    """(sid, floor, highest, taken ranges), the longest idle first."""
-    cdef list found = []
-    cdef Publisher* p = s.publishers.oldest
-    while p != NULL:
-        ranges = [(p.ranges[p.start + i].first, p.ranges[p.start + i].last) for i in range(p.count)]
-        found.append((p.sid, p.floor, p.highest, ranges))
-        p = p.newer
-    return found

@@ -32,6 +32,7 @@ cdef enum:
     COMPACT_STEP_COUNT = 512    # slots looked at in one pump
     COMPACT_SLACK_BYTES = 4194304
     PUMP_COUNT_MAX = 4096       # messages delivered in one pump
+    PUMP_DELIVERIES_MAX = 16    # full deliveries in one pump
     TICK_COUNT_MAX = 256        # publishers and queues that one tick handles
 
 
@@ -95,6 +96,7 @@ cdef struct ShardState:
     Garbage* garbage
     Compaction compaction
     Delivery delivery
+    uint64_t pumped_bytes       # of records, in the pump in hand
     Buffer sizes                # of the records of the publish in hand
     Effects effects
     Buffer records

@@ -2,19 +2,22 @@
 #
 # Owns: all chunks and names of one shard. A record lies in a chunk exactly as it was published; several chunks belong
 # to a queue, one of them (the tail) takes what is published next, so that consecutive messages of a queue are
-# consecutive bytes. A chunk goes when its last message goes. No Python object, no I/O; runs in the worker, without the
+# consecutive bytes. A chunk goes when its last message goes. A large record has a chunk of its own, whose bytes lie in
+# the worker's arena (model/regions.pxd) where there is one. No Python object, no I/O; runs in the worker, without the
 # GIL.
 #
 #   Slot (24 bytes)    a: chunk << 32 | offset       b: size << 32 | name       c: timestamp_ms
 #
 #   Chunk              | head | record | record | gone   | record |  free  |
-#                       <32 B> <----------- used ----------------> <- room
+#                              <----------- used ----------------> <- room
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from fastmq._core cimport Slot
+from fastmq.model.regions cimport Hold, Regions, hold_enter, hold_leave, regions_contain, regions_place
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
+from fastmq.wire.link cimport RECORD_SHARED_MIN
 
 
 cdef enum:
@@ -31,7 +34,8 @@ cdef struct Chunk:
     uint32_t messages               # that still lie here
     uint32_t live                   # bytes of those
     uint32_t is_tail                # some queue writes here: `used` may grow
-    uint64_t padding
+    uint8_t* data                   # behind this head, or in the arena
+    Hold* hold                      # what keeps it there; NULL: it lies behind this head
 
 
 cdef struct Name:
@@ -62,6 +66,7 @@ cdef struct Store:
     uint64_t chunk_bytes            # of all chunks in use, heads included
     uint64_t live_bytes             # of all messages
     Names names
+    Regions* regions                # of the worker's arena; NULL: there is none
 
 
 # ---- slots
@@ -195,6 +200,7 @@ cdef inline void store_free(Store* store) noexcept nogil:
     cdef uint32_t i
     for i in range(store.count):
         if store.places[i] & 1 == 0:
+            free((<Chunk*> store.places[i]).hold)
             free(<void*> store.places[i])
     for i in range(store.spares):
         free(store.spare[i])
@@ -211,7 +217,7 @@ cdef inline Chunk* store_chunk(Store* store, const Slot* slot) noexcept nogil:
 
 
 cdef inline uint8_t* chunk_data(Chunk* chunk) noexcept nogil:
-    return <uint8_t*> (chunk + 1)
+    return chunk.data
 
 
 cdef inline const uint8_t* store_bytes(Store* store, const Slot* slot) noexcept nogil:
@@ -250,15 +256,44 @@ cdef inline Chunk* store_open(Store* store, uint32_t room) noexcept nogil:
         chunk = <Chunk*> malloc(sizeof(Chunk) + room)
         if chunk == NULL:
             return NULL
+    return chunk if chunk_enter(store, chunk, room, <uint8_t*> (chunk + 1), NULL) else NULL
+
+
+cdef inline bint chunk_enter(Store* store, Chunk* chunk, uint32_t room, uint8_t* data, Hold* hold) noexcept nogil:
+    """Make it an empty chunk of the store; False, and its memory given back, when there is none for that."""
     chunk.used = 0
     chunk.room = room
     chunk.messages = 0
     chunk.live = 0
     chunk.is_tail = 0
+    chunk.data = data
+    chunk.hold = hold
     if not store_place(store, chunk):
         free(chunk)
-        return NULL
+        return False
     store.chunk_bytes += sizeof(Chunk) + room
+    return True
+
+
+cdef inline Chunk* store_open_large(Store* store, const uint8_t* record, uint32_t size) noexcept nogil:
+    """A chunk in the arena, for one record: where it lies already, or in room for it. NULL: it is to lie elsewhere."""
+    cdef uint8_t* data = <uint8_t*> record
+    cdef Chunk* chunk
+    cdef Hold* hold
+    if store.regions == NULL or size < RECORD_SHARED_MIN:
+        return NULL
+    if not regions_contain(store.regions, record):
+        data = regions_place(store.regions, size)
+        if data == NULL:
+            return NULL
+    hold = <Hold*> malloc(sizeof(Hold))
+    chunk = <Chunk*> malloc(sizeof(Chunk))
+    if hold == NULL or chunk == NULL or not chunk_enter(store, chunk, size, data, hold):
+        if hold == NULL:
+            free(chunk)
+        free(hold)
+        return NULL
+    hold_enter(store.regions, hold, <uint64_t> (data - store.regions.base), size)
     return chunk
 
 
@@ -282,7 +317,11 @@ cdef inline void store_close(Store* store, Chunk* chunk) noexcept nogil:
     store.places[chunk.index] = (<uint64_t> store.free << 1) | 1
     store.free = chunk.index + 1
     store.chunk_bytes -= sizeof(Chunk) + chunk.room
-    if chunk.room == store.chunk_size_max - sizeof(Chunk) and store.spares < CHUNKS_SPARE_MAX:
+    if chunk.hold != NULL:
+        hold_leave(store.regions, chunk.hold)
+        free(chunk.hold)
+        free(chunk)
+    elif chunk.room == store.chunk_size_max - sizeof(Chunk) and store.spares < CHUNKS_SPARE_MAX:
         store.spare[store.spares] = chunk
         store.spares += 1
     else:

@@ -19,17 +19,20 @@ cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_PDEATHSIG, PR_SET_NAME
 
 
-def begin(role: str) -> tuple[Control, dict]:
-    """The control socket, whose number is the first argument of this program, and the `start` message. Exits when the supervisor has gone."""
+def begin(role: str) -> tuple[Control, dict, list[int]]:
+    """The control socket, whose number is the first argument of this program, and the `start` message with its descriptors.
+
+    Exits when the supervisor has gone.
+    """
     prctl(PR_SET_PDEATHSIG, <unsigned long> SIGKILL)
     control = Control.inherited(int(sys.argv[1]))
     try:
         start, descriptors = control.wait()
     except EOFError:
         raise SystemExit(1) from None
-    assert start["op"] == "start" and not descriptors
+    assert start["op"] == "start"
     if os.getppid() != start["supervisor"]:         # it died before prctl
         raise SystemExit(1)
     cdef bytes name = f"fastmq-{role}{start['index']}".encode()[:15]
     prctl(PR_SET_NAME, <const char*> name)
-    return control, start
+    return control, start, descriptors

@@ -8,15 +8,15 @@ A child is started as `python -m fastmq.server.<role> FD`; FD, its end, is the o
 to change a message, change it here, at its sender and at its receiver; all are always of one build):
 
   to both        start      index, epoch, supervisor (pid), workers, shards, map [worker of shard 0, 1, ...], settings {config.Config}
-                            to a worker also: frontends [indices of those that live already]
+                            to a worker also: frontends [indices of those that live already], descriptor (its arena)
                             to a front-end also: key (16 bytes), host, port, events_port (0: a free one, -1: see config), bind_retry_s (how
                             long an address that is in use is tried again: 0 at the first start, later the ports are those of before)
                  unlink     worker (to a front-end) or frontend (to a worker): it has died, its link is of no more use
                  drain      front-end: take nothing new, handle what there is, answer it, tell clients CLOSING, then send `drained`
                             worker: what is in the links is handled, what must be kept is durable, then send `drained`
                  stop       exit 0 at once
-  to front-end   link       worker, epoch (the worker's), descriptors (memfd, own bell, the worker's bell): a fresh link, the worker is new,
-                            or this front-end is. It comes also while the worker still starts
+  to front-end   link       worker, epoch (the worker's), descriptors (memfd, own bell, the worker's bell, the worker's arena): a fresh link,
+                            the worker is new, or this front-end is. It comes also while the worker still starts
                  processes  list [{role, index, pid, restarts}]: whenever it changes, for STATUS
   to worker      link       frontend, epoch (the front-end's), descriptors (memfd, own bell, the front-end's bell)
   from both      ready      from a front-end also: port, events_port (both bound)

@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 
 from fastmq.config import Config
+from fastmq.net.arena import ArenaView
 from fastmq.net.ring import Link, make_link_fds
 from fastmq.server.child import begin
 from fastmq.server.control import Control
@@ -196,10 +197,11 @@ class Frontend:
                 case "stop":
                     self._stopped = True
 
-    def _link(self, worker: int, memory: int, own_bell: int, other_bell: int) -> None:
+    def _link(self, worker: int, memory: int, own_bell: int, other_bell: int, arena: int) -> None:
         self._bells[worker] = [own_bell, other_bell]
-        self._sessions.attach(worker, Link.open(memory, own_bell, other_bell, False))
+        self._sessions.attach(worker, Link.open(memory, own_bell, other_bell, False), ArenaView(arena, own_bell))
         os.close(memory)
+        os.close(arena)
         self._look_at_bells()
 
     def _unlink(self, worker: int) -> None:
@@ -241,7 +243,7 @@ class Frontend:
 
 def main() -> int:
     """Be the front-end that the `start` message describes. The exit status."""
-    control, start = begin("frontend")
+    control, start, _ = begin("frontend")
     try:
         frontend = Frontend(control, start)
     except CannotListen as error:

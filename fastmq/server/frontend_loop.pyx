@@ -18,6 +18,7 @@ from fastmq.net.libzmq cimport (
     ZMQ_DONTWAIT, ZMQ_SNDMORE, ZMQ_SRCFD, socket_of, zmq_errno, zmq_msg_close, zmq_msg_data, zmq_msg_get, zmq_msg_init,
     zmq_msg_init_data, zmq_msg_init_size, zmq_msg_more, zmq_msg_recv, zmq_msg_send, zmq_msg_size, zmq_msg_t,
 )
+from fastmq.net.arena cimport Borrowed, arena_give_back
 from fastmq.net.ring cimport Link
 from fastmq.server.session cimport (
     Frame, Meter, Session, fmq_meter_add, fmq_meter_get, frame_free, meter_drop, session_drop_first,
@@ -49,30 +50,39 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
     return <uint64_t> now.tv_sec * 1000000000 + <uint64_t> now.tv_nsec
 
 
-cdef struct Loan:                       # a block that libzmq holds
+cdef struct Given:                      # a block that libzmq holds
     Meter* meter                        # of the session that it belongs to; NULL: of none
     size_t size
+    Borrowed* borrowed                  # it lies in a worker's arena; NULL: it is malloc'ed
 
 
 cdef void release(void* data, void* hint) noexcept nogil:
     """libzmq has let go of a block; called on its thread."""
-    cdef Loan* loan = <Loan*> hint
-    if loan.meter != NULL:
-        meter_drop(loan.meter, loan.size)
-    free(loan)
-    free(data)
+    cdef Given* given = <Given*> hint
+    if given.meter != NULL:
+        meter_drop(given.meter, given.size)
+    if given.borrowed != NULL:
+        arena_give_back(given.borrowed)
+    else:
+        free(data)
+    free(given)
 
 
-cdef inline int message_of(zmq_msg_t* message, uint8_t** data, size_t size, Meter* meter) noexcept nogil:
-    """Make a libzmq message of a malloc'ed block, which is libzmq's then and NULL here, or still ours where it was copied. -1: no memory."""
-    cdef Loan* loan
+cdef inline int message_of(zmq_msg_t* message, uint8_t** data, size_t size, Meter* meter, Borrowed** borrowed) noexcept nogil:
+    """Make a libzmq message of a block, malloc'ed or borrowed, which is libzmq's then and NULL here, or still ours where it was copied.
+
+    -1: no memory.
+    """
+    cdef Given* given
     if size > COPY_MAX:
-        loan = <Loan*> malloc(sizeof(Loan))
-        if loan == NULL or zmq_msg_init_data(message, data[0], size, release, loan) != 0:
-            free(loan)
+        given = <Given*> malloc(sizeof(Given))
+        if given == NULL or zmq_msg_init_data(message, data[0], size, release, given) != 0:
+            free(given)
             return -1
-        loan.meter = meter
-        loan.size = size
+        given.meter = meter
+        given.size = size
+        given.borrowed = borrowed[0]
+        borrowed[0] = NULL
         if meter != NULL:
             fmq_meter_add(&meter.size, size)
             fmq_meter_add(&meter.holders, 1)
@@ -186,6 +196,7 @@ cdef class FrontendLoop:
         if self.send_all():
             self.router_ready = True
             found = True
+        self.sessions.workers.return_loans()
         self.sessions.workers.flush()
         if self.sessions.live.link is not None:
             self.sessions.live.link.flush()
@@ -336,6 +347,7 @@ cdef class FrontendLoop:
     cdef int send_frame(self, Frame* f, const void* rid, size_t rid_size, Meter* meter) noexcept nogil:
         """Hand one frame to libzmq. `meter`: of its session, NULL: of none."""
         cdef zmq_msg_t message
+        cdef Borrowed* none = NULL
         cdef int failed
         if meter != NULL and fmq_meter_get(&meter.size) > IN_LIBZMQ_MAX:
             return SEND_WAITS
@@ -349,14 +361,14 @@ cdef class FrontendLoop:
                 continue
             zmq_msg_close(&message)
             return SEND_WAITS if failed == EAGAIN else SEND_LOST
-        if message_of(&message, &f.header, f.header_size, meter) != 0:     # the message begun is closed with the process
+        if message_of(&message, &f.header, f.header_size, meter, &none) != 0:     # the message begun is closed with the process
             self.sessions.out_of_memory = True
             return SEND_LOST
         if zmq_msg_send(&message, self.router, ZMQ_DONTWAIT | (ZMQ_SNDMORE if f.records != NULL else 0)) < 0:
             zmq_msg_close(&message)
         if f.records == NULL:
             return SENT
-        if message_of(&message, &f.records, f.records_size, meter) != 0:
+        if message_of(&message, &f.records, f.records_size, meter, &f.borrowed) != 0:
             self.sessions.out_of_memory = True
             return SEND_LOST
         if zmq_msg_send(&message, self.router, ZMQ_DONTWAIT) < 0:

@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcmp, memcpy, memset
 
+from fastmq.model.state cimport Segment
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 from fastmq.wire.link cimport LinkDeliver, LinkOutcome, LinkRange, LinkRefusal, LinkRun
@@ -17,7 +18,7 @@ cdef struct Parcel:
     Parcel* next                # the next that has something, or the next spare one
     Buffer held                 # LinkRange[]
     Buffer refused              # LinkRefusal[]
-    Buffer deliveries           # const LinkDeliver*[]: payloads of L_DELIVER in the turn's effects
+    Buffer deliveries           # const LinkDeliver*[]: payloads of L_DELIVER in the turn's effects, Segments instead of records
     uint64_t records_size       # of those
     uint64_t names_size
     uint32_t runs
@@ -296,12 +297,15 @@ cdef inline void parcel_write_delivery(Outgoing* o, Parcel* p, uint8_t* at) noex
     cdef uint8_t* names = <uint8_t*> (runs + p.runs)
     cdef uint8_t* records = names + p.names_size
     cdef uint32_t names_at = 0, names_end = 0, j
-    cdef size_t i
+    cdef const Segment* segment
+    cdef size_t i, left
     head.sid = p.sid
     head.hello = p.hello
     head.runs = p.runs
     head.names_size = <uint32_t> p.names_size
     head.records_size = <uint32_t> p.records_size
+    head.loan = 0
+    head.shared_at = 0
     for i in range(count):
         memcpy(runs, all[i] + 1, all[i].runs * sizeof(LinkRun))
         if i == 0 or not same_names(all[i - 1], all[i]):
@@ -312,8 +316,13 @@ cdef inline void parcel_write_delivery(Outgoing* o, Parcel* p, uint8_t* at) noex
             for j in range(all[i].runs):
                 runs[j].exchange_offset += names_at
         runs += all[i].runs
-        memcpy(records, delivery_names(all[i]) + all[i].names_size, all[i].records_size)
-        records += all[i].records_size
+        segment = <const Segment*> (delivery_names(all[i]) + all[i].names_size)
+        left = all[i].records_size
+        while left:
+            memcpy(records, segment.data, segment.size)
+            records += segment.size
+            left -= segment.size
+            segment += 1
     o.waiting -= count
     p.deliveries.size = 0
     p.runs = 0

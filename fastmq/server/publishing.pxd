@@ -2,7 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmq.server.live cimport LivePatterns
-from fastmq.server.routes cimport Route, RouteCache
+from fastmq.server.routes cimport Destination, Route, RouteCache
 from fastmq.server.session cimport Session
 from fastmq.server.workers cimport Workers
 from fastmq.wire.buffer cimport Buffer
@@ -36,6 +36,7 @@ cdef struct KeyRun:                 # consecutive records with the same routing 
     uint32_t count
     uint32_t offset                 # of the first, in the records frame
     uint32_t size
+    bint is_large                   # one record, to be put into the workers' arenas
 
 
 cdef struct Piece:                  # records that a worker needs
@@ -47,7 +48,6 @@ cdef struct Parcel:                 # what one worker is going to get of the bat
     Buffer entries                  # LinkPublishEntry[]
     Buffer pieces                   # Piece[]
     uint32_t records_size
-    uint32_t last_offset            # piece that was added last: runs that go to several queues are copied once
 
 
 cdef class Publishing:
@@ -73,6 +73,13 @@ cdef class Publishing:
     cdef Route* route(self, uint32_t vhost, const PublishRequest* p, const KeyRun* run) noexcept nogil
     cdef Route* resolve_route(self, uint32_t vhost, const PublishRequest* p, const KeyRun* run) noexcept with gil
     cdef bint enter(self, Session* s, const PublishRequest* p, const KeyRun* run, uint32_t workers, uint32_t code) noexcept nogil
-    cdef bint address(self, const PublishRequest* p, const KeyRun* run, const Route* route) noexcept nogil
+    cdef bint address(self, Session* s, const PublishRequest* p, const KeyRun* run, const Route* route, const uint8_t* records) noexcept nogil
+    cdef bint add_to_parcel(
+        self, const PublishRequest* p, const KeyRun* run, const Destination* to, uint32_t count
+    ) noexcept nogil
+    cdef bint share(
+        self, Session* s, const PublishRequest* p, const KeyRun* run, const Destination* to, uint32_t count, const uint8_t* records
+    ) noexcept nogil
+    cdef uint8_t* begin(self, Session* s, const PublishRequest* p, int worker, size_t entries_size, uint32_t records_size) noexcept nogil
     cdef void watch(self, Session* s, const PublishRequest* p, const KeyRun* run, const Route* route) noexcept nogil
     cdef bint send(self, Session* s, const PublishRequest* p, int worker, const uint8_t* records) noexcept nogil

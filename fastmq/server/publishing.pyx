@@ -3,7 +3,8 @@
 Owns: the route cache and the batch in hand. Rules: records of which one is malformed are refused all of them, before anything is taken; after
 that each has a fate of its own; a run of equal routing keys is looked up once and costs one entry for each of its queues; the bytes of
 records are copied once, into the link; a worker that is down is owed nothing: its publishes stay open until it is attached again and the
-client sends them anew. No Python object is made, unless a route is not in the cache. Runs in front-ends.
+client sends them anew; a large record goes alone, through the worker's arena. No Python object is made, unless a route is not in the cache.
+Runs in front-ends.
 """
 import logging
 
@@ -19,7 +20,7 @@ from fastmq.server.routes cimport Destination
 from fastmq.server.workers cimport padded
 from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport BATCH_COUNT_MAX, MESSAGE_SIZE_MAX, NAME_SIZE_MAX
-from fastmq.wire.link cimport L_PUBLISH, LinkPublish, LinkPublishEntry
+from fastmq.wire.link cimport L_PUBLISH, RECORD_SHARED_MIN, LinkPublish, LinkPublishEntry
 from fastmq.wire.msgpack cimport Reader, mp_read_bin, reader_init
 from fastmq.wire.records cimport (
     RECORD_GOOD, RECORD_MALFORMED, RECORD_PROPERTIES_TOO_LARGE, Record, record_read, utf8_valid,
@@ -95,7 +96,7 @@ cdef class Publishing:
                 self.unroutable += run.count
             workers = route.workers
             touched |= workers
-            if not self.address(p, run, route):
+            if not self.address(s, p, run, route, records):
                 workers = 0
                 result = PUBLISH_NO_MEMORY
             if not self.enter(s, p, run, workers, LIMIT if result == PUBLISH_NO_MEMORY else 0):
@@ -161,7 +162,7 @@ cdef class Publishing:
                 code = TOO_LARGE
             entered += 1
             if (
-                run != NULL and run.code == code
+                run != NULL and run.code == code and size < RECORD_SHARED_MIN and not run.is_large
                 and (code or (run.key_size == record.routing_key_size
                               and memcmp(run.key, record.routing_key, run.key_size) == 0))
             ):
@@ -177,6 +178,7 @@ cdef class Publishing:
             fresh.count = 1
             fresh.offset = <uint32_t> (record.start - records)
             fresh.size = size
+            fresh.is_large = size >= RECORD_SHARED_MIN and code == 0
             buffer_add(&self.runs, &fresh, sizeof(KeyRun))
             if self.runs.failed:
                 return PUBLISH_NO_MEMORY
@@ -225,42 +227,84 @@ cdef class Publishing:
             self.refused += run.count
         return code == 0
 
-    cdef bint address(self, const PublishRequest* p, const KeyRun* run, const Route* route) noexcept nogil:
-        """Add a run to the parcels of its workers; False when there is no memory."""
-        cdef uint32_t i
-        cdef const Destination* to
-        cdef Parcel* parcel
-        cdef Piece* last
+    cdef bint address(
+        self, Session* s, const PublishRequest* p, const KeyRun* run, const Route* route, const uint8_t* records
+    ) noexcept nogil:
+        """Give a run to each of its workers, once; False when there is no memory."""
+        cdef const Destination* to = route.destinations
+        cdef uint32_t left = route.count, count
+        cdef bint good = True
+        while left:
+            count = 1
+            while count < left and to[count].worker == to.worker:
+                count += 1
+            if self.workers.links[to.worker] == NULL:
+                pass
+            elif not run.is_large or not self.share(s, p, run, to, count, records):
+                good = self.add_to_parcel(p, run, to, count) and good
+            to += count
+            left -= count
+        return good
+
+    cdef bint add_to_parcel(
+        self, const PublishRequest* p, const KeyRun* run, const Destination* to, uint32_t count
+    ) noexcept nogil:
+        """Add a run that goes to `count` queues of one worker to its parcel; False when there is no memory."""
+        cdef Parcel* parcel = &self.parcels[to.worker]
+        cdef Piece* last = NULL
         cdef Piece piece
         cdef LinkPublishEntry entry
-        cdef bint good = True
+        cdef uint32_t i
+        if parcel.pieces.size:
+            last = <Piece*> (parcel.pieces.data + parcel.pieces.size - sizeof(Piece))
+        if last != NULL and last.offset + last.size == run.offset:
+            last.size += run.size
+        else:
+            piece.offset = run.offset
+            piece.size = run.size
+            buffer_add(&parcel.pieces, &piece, sizeof(Piece))
         entry.first_seq = p.first_seq + run.index
         entry.count = run.count
+        entry.offset = parcel.records_size
         entry.size = run.size
         entry.padding = 0
-        for i in range(route.count):
-            to = &route.destinations[i]
-            if self.workers.links[to.worker] == NULL:
-                continue
-            parcel = &self.parcels[to.worker]
-            if i == 0 or to.worker != route.destinations[i - 1].worker:     # its bytes go to this worker once
-                parcel.last_offset = parcel.records_size
-                parcel.records_size += run.size
-                last = NULL
-                if parcel.pieces.size:
-                    last = <Piece*> (parcel.pieces.data + parcel.pieces.size - sizeof(Piece))
-                if last != NULL and last.offset + last.size == run.offset:
-                    last.size += run.size
-                else:
-                    piece.offset = run.offset
-                    piece.size = run.size
-                    buffer_add(&parcel.pieces, &piece, sizeof(Piece))
-            entry.queue = to.queue
-            entry.shard = to.shard
-            entry.offset = parcel.last_offset
+        parcel.records_size += run.size
+        for i in range(count):
+            entry.queue = to[i].queue
+            entry.shard = to[i].shard
             buffer_add(&parcel.entries, &entry, sizeof(LinkPublishEntry))
-            good = good and not parcel.entries.failed and not parcel.pieces.failed
-        return good
+        return not parcel.entries.failed and not parcel.pieces.failed
+
+    cdef bint share(
+        self, Session* s, const PublishRequest* p, const KeyRun* run, const Destination* to, uint32_t count, const uint8_t* records
+    ) noexcept nogil:
+        """Copy a large record into the arena of its worker, and tell it where, behind what the parcel holds; False: it goes with the parcel."""
+        cdef uint64_t offset = 0
+        cdef uint8_t* place = self.workers.place(to.worker, run.size, &offset)
+        cdef LinkPublishEntry* entry
+        cdef LinkPublish* head
+        cdef uint8_t* at
+        cdef uint32_t i
+        if place == NULL or not self.send(s, p, to.worker, records):
+            return False
+        at = self.begin(s, p, to.worker, count * sizeof(LinkPublishEntry), 0)
+        if at == NULL:
+            return False
+        memcpy(place, records + run.offset, run.size)
+        head = <LinkPublish*> at
+        head.is_shared = True
+        head.shared_at = offset
+        entry = <LinkPublishEntry*> (at + sizeof(LinkPublish) + padded(p.exchange_size))
+        for i in range(count):
+            entry[i].first_seq = p.first_seq + run.index
+            entry[i].queue = to[i].queue
+            entry[i].count = 1
+            entry[i].offset = 0
+            entry[i].size = run.size
+            entry[i].shard = to[i].shard
+            entry[i].padding = 0
+        self.workers.commit(to.worker)
+        return True
 
     cdef void watch(self, Session* s, const PublishRequest* p, const KeyRun* run, const Route* route) noexcept nogil:
         """Note which live patterns match a run. What is sent again was seen by them before."""
@@ -283,30 +327,36 @@ cdef class Publishing:
         for i in range(route.patterns_count):
             self.live.add_span(route.patterns[i], &span)
 
+    cdef uint8_t* begin(self, Session* s, const PublishRequest* p, int worker, size_t entries_size, uint32_t records_size) noexcept nogil:
+        """Begin an L_PUBLISH, whose entries and records are still to be written; NULL when there is no memory."""
+        cdef size_t head_size = sizeof(LinkPublish) + padded(p.exchange_size)
+        cdef uint8_t* at = self.workers.begin(worker, L_PUBLISH, 0, head_size + entries_size + records_size)
+        cdef LinkPublish* head = <LinkPublish*> at
+        if at != NULL:
+            memset(head, 0, sizeof(LinkPublish))
+            head.sid = s.sid
+            head.floor = p.floor
+            head.entries = <uint32_t> (entries_size // sizeof(LinkPublishEntry))
+            head.exchange_size = p.exchange_size
+            head.records_size = records_size
+            memcpy(at + sizeof(LinkPublish), p.exchange, p.exchange_size)
+            memset(at + sizeof(LinkPublish) + p.exchange_size, 0, padded(p.exchange_size) - p.exchange_size)
+        return at
+
     cdef bint send(self, Session* s, const PublishRequest* p, int worker, const uint8_t* records) noexcept nogil:
         """Write one worker's parcel into its link, and empty it; False when there is no memory."""
         cdef Parcel* parcel = &self.parcels[worker]
-        cdef size_t head_size = sizeof(LinkPublish) + padded(p.exchange_size), i
-        cdef size_t entries_size = parcel.entries.size
-        cdef LinkPublish* head
+        cdef size_t entries_size = parcel.entries.size, i
         cdef const Piece* pieces = <const Piece*> parcel.pieces.data
         cdef uint8_t* at
         cdef bint good = True
         if entries_size and not parcel.entries.failed and not parcel.pieces.failed:
-            at = self.workers.begin(worker, L_PUBLISH, 0, head_size + entries_size + parcel.records_size)
+            at = self.begin(s, p, worker, entries_size, parcel.records_size)
             good = at != NULL
             if good:
-                head = <LinkPublish*> at
-                memset(head, 0, sizeof(LinkPublish))
-                head.sid = s.sid
-                head.floor = p.floor
-                head.entries = <uint32_t> (entries_size // sizeof(LinkPublishEntry))
-                head.exchange_size = p.exchange_size
-                head.records_size = parcel.records_size
-                memcpy(at + sizeof(LinkPublish), p.exchange, p.exchange_size)
-                memset(at + sizeof(LinkPublish) + p.exchange_size, 0, padded(p.exchange_size) - p.exchange_size)
-                memcpy(at + head_size, parcel.entries.data, entries_size)
-                at += head_size + entries_size
+                at += sizeof(LinkPublish) + padded(p.exchange_size)
+                memcpy(at, parcel.entries.data, entries_size)
+                at += entries_size
                 for i in range(parcel.pieces.size // sizeof(Piece)):
                     memcpy(at, records + pieces[i].offset, pieces[i].size)
                     at += pieces[i].size

@@ -7,6 +7,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, qsort
 
+from fastmq.net.arena cimport Borrowed, arena_give_back
 from fastmq.server.accounts cimport Account, account_free, account_told
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init, buffer_reserve
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
@@ -47,7 +48,8 @@ cdef inline void meter_drop(Meter* m, uint64_t size) noexcept nogil:
 cdef struct Frame:
     Frame* next
     uint8_t* header                     # malloc'ed
-    uint8_t* records                    # malloc'ed, NULL: there is no second frame
+    uint8_t* records                    # malloc'ed, or in a worker's arena; NULL: there is no second frame
+    Borrowed* borrowed                  # the loan of that record; NULL: none
     size_t header_size
     size_t records_size
     uint8_t* rid                        # malloc'ed: whom a frame without a session goes to; else NULL
@@ -129,7 +131,10 @@ cdef inline Session* list_take(SessionList* l) noexcept nogil:
 
 cdef inline void frame_free(Frame* f) noexcept nogil:
     free(f.header)
-    free(f.records)
+    if f.borrowed != NULL:
+        arena_give_back(f.borrowed)
+    else:
+        free(f.records)
     free(f.rid)
     free(f)
 
@@ -252,6 +257,30 @@ cdef inline bint session_deliver(
     s.runs_count += count
     buffer_add(&s.records, records, records_size)
     return not s.runs.failed and not s.records.failed
+
+
+cdef inline bint session_deliver_borrowed(
+    Session* s, const LinkRun* run, const uint8_t* names, const uint8_t* record, Borrowed* borrowed
+) noexcept nogil:
+    """Make a frame of one record in a worker's arena, behind what was gathered; False when there is no memory. It takes what was borrowed."""
+    cdef Buffer header
+    cdef Frame* f = NULL
+    buffer_init(&header)
+    if session_finish_delivery(s):
+        session_header(s, &header, DELIVER, 1)
+        mp_array(&header, 1)
+        write_run(&header, run, names + run.exchange_offset)
+        f = frame_make(&header, NULL)
+    if f == NULL:
+        buffer_free(&header)
+        arena_give_back(borrowed)
+        return False
+    f.records = <uint8_t*> record
+    f.records_size = run.size
+    f.borrowed = borrowed
+    f.is_delivery = True
+    session_append(s, f)
+    return True
 
 
 # ---- outcomes

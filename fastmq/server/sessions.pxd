@@ -41,7 +41,7 @@ cdef class Sessions(Membership):
     ) noexcept nogil
     cdef void settle(self, Session* s, const Source* source, Reader* r, int fields) noexcept nogil
     cdef void outcome(self, int worker, const uint8_t* payload) noexcept nogil
-    cdef void deliver(self, const uint8_t* payload) noexcept nogil
+    cdef void deliver(self, int worker, const uint8_t* payload) noexcept nogil
     cdef void refuse_frames(self, Session* s, const Source* source, int frames, size_t header_size) noexcept with gil
     cdef void refuse_publish(self, Session* s, const Source* source, int result) noexcept with gil
     cdef void refuse_settle(self, Session* s, const Source* source, int result) noexcept with gil

@@ -14,6 +14,7 @@ import os
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmq.net.arena cimport ArenaView, Borrowed
 from fastmq.net.ring cimport Link
 from fastmq.server.accounts cimport account_advance, account_answer, account_open, account_trim
 from fastmq.server.live cimport E_ACTIVE
@@ -21,11 +22,13 @@ from fastmq.server.publishing cimport (
     PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
     PublishRequest,
 )
-from fastmq.server.session cimport session_deliver
+from fastmq.server.session cimport session_deliver, session_deliver_borrowed
 from fastmq.server.settling cimport SETTLE_BAD, SETTLE_DONE, SETTLE_NO_MEMORY, SETTLE_TOO_LARGE
 from fastmq.server.workers cimport Workers, padded
 from fastmq.wire.limits cimport BATCH_COUNT_MAX, HEADER_SIZE_MAX, NAME_SIZE_MAX, SETTLE_RANGES_MAX
-from fastmq.wire.link cimport L_DELIVER, L_OUTCOME, LinkDeliver, LinkHead, LinkOutcome, LinkRange, LinkRefusal, LinkRun
+from fastmq.wire.link cimport (
+    L_DELIVER, L_OUTCOME, L_REGION, LinkDeliver, LinkHead, LinkOutcome, LinkRange, LinkRefusal, LinkRegion, LinkRun,
+)
 from fastmq.wire.msgpack cimport (
     Reader, mp_read_array, mp_read_bin, mp_read_str, mp_read_u32, mp_read_uint, reader_init,
 )
@@ -204,9 +207,11 @@ cdef class Sessions(Membership):
 
     cdef void from_link(self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size) noexcept nogil:
         if kind == L_DELIVER:
-            self.deliver(payload)
+            self.deliver(worker, payload)
         elif kind == L_OUTCOME:
             self.outcome(worker, payload)
+        elif kind == L_REGION:
+            self.workers.take_region(worker, <const LinkRegion*> payload)
         else:
             self.cold_link(worker, kind, shard, payload, size)
 
@@ -226,18 +231,26 @@ cdef class Sessions(Membership):
         if s.account.due:
             self.list_ready(s)
 
-    cdef void deliver(self, const uint8_t* payload) noexcept nogil:
+    cdef void deliver(self, int worker, const uint8_t* payload) noexcept nogil:
         cdef const LinkDeliver* head = <const LinkDeliver*> payload
         cdef const LinkRun* runs = <const LinkRun*> (head + 1)
         cdef const uint8_t* names = <const uint8_t*> (runs + head.runs)
         cdef Session* s = self.find(head.sid)
+        cdef const uint8_t* record
+        cdef Borrowed* borrowed = NULL
         cdef uint32_t i
         if s == NULL or s.fd < 0 or s.hello != head.hello:      # its shard has taken them back, or is about to
             self.deliveries_dropped += head.runs
+            if head.loan:
+                self.workers.return_loan(worker, head.loan)
             return
         for i in range(head.runs):
             self.delivered += runs[i].count
-        if not session_deliver(s, runs, head.runs, names, names + padded(head.names_size), head.records_size):
+        if head.loan:
+            record = self.workers.borrow(worker, head.loan, head.shared_at, &borrowed)
+            if record == NULL or not session_deliver_borrowed(s, runs, names, record, borrowed):
+                self.out_of_memory = True
+        elif not session_deliver(s, runs, head.runs, names, names + padded(head.names_size), head.records_size):
             self.out_of_memory = True
         self.list_delivery(s)
 
@@ -328,6 +341,7 @@ cdef class Sessions(Membership):
         Frames for a routing id in `refuse` wait, as if that client did not read.
         """
         found = self.take_frames(refuse)
+        self.workers.return_loans()
         self.workers.flush()
         if self.live.link is not None:
             self.live.link.flush()
@@ -338,9 +352,9 @@ cdef class Sessions(Membership):
         if self.live.activate(subscription) if kind == E_ACTIVE else self.live.deactivate(subscription):
             self.drop_routes()
 
-    def attach(self, int worker, Link link not None) -> None:
+    def attach(self, int worker, Link link not None, ArenaView arena=None) -> None:
         """A worker is there, new or for the first time: it gets its shards and consumers, and every session has to send again."""
-        self.workers.attach(worker, link)
+        self.workers.attach(worker, link, arena)
         self.requests.worker_attached(worker)
 
     def detach(self, int worker) -> None:
@@ -370,6 +384,7 @@ cdef class Sessions(Membership):
             if self.by_sid.entries[i].key:
                 account_trim(&(<Session*> <size_t> self.by_sid.entries[i].value).account)
         self.bound_waiting(self.config.frontend_memory_max // WAITING_SHARE)
+        self.workers.tick()
         self.requests.tick(now_ns)
 
     def drain(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from fastmq.config import Config
 from fastmq.errors import BadArgument
+from fastmq.net.arena import make_arena_fd
 from fastmq.net.ring import make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control, Message
@@ -72,6 +73,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None     # None: down
         self.pidfd = -1
         self.control: Control | None = None         # None: down, or it closed its end
+        self.arena = -1                             # of a worker that is up
         self.ready_at: float | None = None          # monotonic
         self.drained = False
         self.failure = ""                           # why it could not start, in its own words
@@ -128,6 +130,9 @@ class Child:
         self.process = None
         os.close(self.pidfd)
         self.pidfd = -1
+        if self.arena >= 0:
+            os.close(self.arena)
+            self.arena = -1
         if self.control is not None:
             self.control.close()
             self.control = None
@@ -245,7 +250,8 @@ class Supervisor:
                       "bind_retry_s": BIND_RETRY_S if child.restarts else 0.0}
         else:
             start["frontends"] = [other.index for other in self.children if other.role == "frontend" and other.process is not None]
-        child.send(start)
+            child.arena = make_arena_fd(self.config.arena_size)
+        child.send(start, (os.dup(child.arena),) if child.role == "worker" else ())
         for other in self.children:
             if other.role != child.role and other.process is not None:
                 self._join(*((child, other) if child.role == "frontend" else (other, child)))
@@ -255,7 +261,8 @@ class Supervisor:
         """A fresh link between two that live; the one before, if any, is forgotten by both."""
         memory, frontend_bell, worker_bell = make_link_fds(self.config.ring_size)
         copies = (os.dup(memory), os.dup(worker_bell), os.dup(frontend_bell))
-        frontend.send({"op": "link", "worker": worker.index, "epoch": worker.epoch}, (memory, frontend_bell, worker_bell))
+        frontend.send({"op": "link", "worker": worker.index, "epoch": worker.epoch},
+                      (memory, frontend_bell, worker_bell, os.dup(worker.arena)))
         worker.send({"op": "link", "frontend": frontend.index, "epoch": frontend.epoch}, copies)
 
     def _heard(self, child: Child) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from typing import Any
 
+from fastmq.net.arena import ArenaMemory
 from fastmq.net.ring import Link
 from fastmq.server.child import begin
 from fastmq.server.control import Control
@@ -22,7 +23,7 @@ TICK_NS = 250_000_000           # between two ticks
 class Worker:
     """One worker."""
 
-    def __init__(self, control: Control, start: dict[str, Any]) -> None:
+    def __init__(self, control: Control, start: dict[str, Any], arena: int) -> None:
         index = start["index"]
         self._control = control
         self._workshop = Workshop(
@@ -33,7 +34,9 @@ class Worker:
             topology=index == 0,
             frontends=start["frontends"],
             salt=os.urandom(16),
+            arena=ArenaMemory(arena),
         )
+        os.close(arena)
         self._loop = WorkerLoop(self._workshop)
         self._bells: dict[int, list[int]] = {}      # of each front-end's link: own, its
         self._draining = self._stopped = False
@@ -90,9 +93,9 @@ class Worker:
 
 def main() -> int:
     """Be the worker that the `start` message describes. The exit status."""
-    control, start = begin("worker")
+    control, start, (arena,) = begin("worker")
     try:
-        Worker(control, start).run()
+        Worker(control, start, arena).run()
     except (EOFError, ConnectionError):
         return 1
     return 0

@@ -1,13 +1,33 @@
 # The links of a front-end to its workers, and which worker has which shard.
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmq.net.arena cimport Borrowed
 from fastmq.wire.limits cimport SHARDS_MAX, WORKERS_MAX
+from fastmq.wire.link cimport LinkRegion
 
 
 cdef inline size_t padded(size_t size) noexcept nogil:
     """What `size` bytes take in a message of wire/link.pxd."""
     return (size + 7) & ~<size_t> 7
+
+
+cdef enum:
+    REGIONS_MAX = 4                             # of one worker's arena that a front-end may have at a time
+    RECORD_ALIGNMENT = 64
+
+
+cdef struct Lent:                               # a region of a worker's arena, to be written from its start on
+    uint64_t offset
+    uint64_t size
+    uint64_t used
+    bint is_warm                                # it took memory when it was lent
+
+
+cdef struct Regions:                            # those of one worker, oldest first
+    Lent[REGIONS_MAX] items
+    int count
+    bint idle                                   # nothing was written since the last tick
 
 
 cdef class Workers:
@@ -18,8 +38,18 @@ cdef class Workers:
     cdef readonly uint32_t up                   # bits of the workers that have a link
     cdef uint16_t[SHARDS_MAX] of_shard          # shard -> worker
     cdef uint32_t written                       # bits of the links written to since the last flush
+    cdef PyObject* arenas[WORKERS_MAX]          # ArenaView, borrowed from `_arenas`; NULL: none
+    cdef list _arenas
+    cdef Regions[WORKERS_MAX] regions
 
     cdef uint8_t* begin(self, int worker, uint16_t kind, uint16_t shard, size_t size) noexcept nogil
     cdef void commit(self, int worker) noexcept nogil
     cdef bint add(self, int worker, uint16_t kind, uint16_t shard, const void* data, size_t size) noexcept nogil
     cdef void flush(self) noexcept nogil
+    # the workers' arenas
+    cdef void take_region(self, int worker, const LinkRegion* region) noexcept nogil
+    cdef uint8_t* place(self, int worker, uint64_t size, uint64_t* offset) noexcept nogil
+    cdef void region_done(self, int worker, bint idle) noexcept nogil
+    cdef const uint8_t* borrow(self, int worker, uint64_t loan, uint64_t offset, Borrowed** borrowed) noexcept nogil
+    cdef void return_loan(self, int worker, uint64_t loan) noexcept nogil
+    cdef void return_loans(self) noexcept nogil

@@ -1,17 +1,25 @@
-"""The links of a front-end to its workers, and which worker has which shard.
+"""The links of a front-end to its workers, the arenas of those, and which worker has which shard.
 
-Owns: the front-end's end of each link. Rules: what is written to a worker that is down is dropped, and said to be; links are flushed and bells
-rung once a turn. Runs in front-ends.
+Owns: the front-end's end of each link and arena. Rules: what is written to a worker that is down is dropped, and said to be; links are flushed
+and bells rung once a turn; a region that was lent is written from its start on and handed back when the next record does not fit, or when it
+has lain idle; without room in a region a record is copied through the link as smaller ones are. Runs in front-ends.
 """
 cimport cython
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from fastmq.net.arena cimport ArenaView, Borrowed
 from fastmq.net.ring cimport Link
 from fastmq.wire.link cimport (
-    LinkAttach, LinkCancel, LinkCancelled, LinkConsume, LinkCounts, LinkQueue, LinkQueueRequest, LinkReply, LinkToken,
+    L_LOANS_BACK, L_REGION_DONE, LinkAttach, LinkCancel, LinkCancelled, LinkConsume, LinkCounts, LinkQueue, LinkQueueRequest, LinkRegion,
+    LinkReply,
+    LinkToken,
 )
+
+
+cdef enum:
+    LOANS_AT_ONCE = 64                          # in one message
 
 
 def link_sizes() -> dict[str, int]:
@@ -36,14 +44,17 @@ cdef class Workers:
         self.count = count
         self.shards = len(of_shards)
         self._links = [None] * count
+        self._arenas = [None] * count
         for i in range(self.shards):
             self.of_shard[i] = of_shards[i]
 
-    def attach(self, int worker, Link link not None) -> None:
-        """The worker is reached through `link` from now on."""
+    def attach(self, int worker, Link link not None, ArenaView arena=None) -> None:
+        """The worker is reached through `link` from now on, and this is its arena; without one everything goes through the link."""
         self.detach(worker)
         self._links[worker] = link
         self.links[worker] = <PyObject*> link
+        self._arenas[worker] = arena
+        self.arenas[worker] = <PyObject*> arena if arena is not None else NULL
         self.up |= <uint32_t> 1 << worker
 
     def detach(self, int worker) -> None:
@@ -52,6 +63,9 @@ cdef class Workers:
             raise ValueError(f"there is no worker {worker}")
         self.links[worker] = NULL
         self._links[worker] = None
+        self.arenas[worker] = NULL
+        self._arenas[worker] = None             # mapped as long as libzmq has something of it
+        self.regions[worker].count = 0
         self.up &= ~(<uint32_t> 1 << worker)
         self.written &= self.up
 
@@ -95,6 +109,100 @@ cdef class Workers:
             memcpy(at, data, size)
         self.commit(worker)
         return True
+
+    # ---- the workers' arenas
+
+    cdef void take_region(self, int worker, const LinkRegion* region) noexcept nogil:
+        """An L_REGION: write there from now on."""
+        cdef Regions* r = &self.regions[worker]
+        if r.count < REGIONS_MAX and self.arenas[worker] != NULL:
+            r.items[r.count].offset = region.offset
+            r.items[r.count].size = region.size
+            r.items[r.count].used = 0
+            r.items[r.count].is_warm = region.is_warm
+            r.count += 1
+
+    cdef uint8_t* place(self, int worker, uint64_t size, uint64_t* offset) noexcept nogil:
+        """Where a record of `size` bytes may be written in a worker's arena, and its offset there; NULL: nowhere."""
+        cdef Regions* r = &self.regions[worker]
+        cdef Lent* region
+        while r.count:
+            region = &r.items[0]
+            if region.size - region.used >= size:
+                offset[0] = region.offset + region.used
+                region.used += (size + RECORD_ALIGNMENT - 1) & ~<uint64_t> (RECORD_ALIGNMENT - 1)
+                if region.used > region.size:
+                    region.used = region.size
+                r.idle = False
+                return (<ArenaView> self.arenas[worker]).map.base + offset[0]
+            if region.used == 0:
+                return NULL                     # larger than any region
+            self.region_done(worker, False)
+        return NULL
+
+    cdef void region_done(self, int worker, bint idle) noexcept nogil:
+        """Hand back the oldest region: the worker lends another one for it, in the place behind the others."""
+        cdef Regions* r = &self.regions[worker]
+        cdef LinkRegion told
+        cdef int i
+        told.offset = r.items[0].offset
+        told.size = r.items[0].size
+        told.is_warm = not idle
+        told.padding = 0
+        self.add(worker, L_REGION_DONE, 0, &told, sizeof(told))
+        r.count -= 1
+        for i in range(r.count):
+            r.items[i] = r.items[i + 1]
+
+    cdef const uint8_t* borrow(self, int worker, uint64_t loan, uint64_t offset, Borrowed** borrowed) noexcept nogil:
+        """Where the record of a loan lies; `borrowed` is to be given back. NULL: no memory."""
+        if self.arenas[worker] == NULL:
+            return NULL
+        borrowed[0] = (<ArenaView> self.arenas[worker]).borrow(loan)
+        return (<ArenaView> self.arenas[worker]).map.base + offset if borrowed[0] != NULL else NULL
+
+    cdef void return_loan(self, int worker, uint64_t loan) noexcept nogil:
+        """Tell a worker that one of its loans is over."""
+        self.add(worker, L_LOANS_BACK, 0, &loan, sizeof(loan))
+
+    cdef void return_loans(self) noexcept nogil:
+        """Once a turn: tell the workers which of their loans libzmq has let go of."""
+        cdef uint64_t[LOANS_AT_ONCE] loans
+        cdef Borrowed* b
+        cdef Borrowed* following
+        cdef int worker, count
+        for worker in range(self.count):
+            if self.arenas[worker] == NULL:
+                continue
+            b = (<ArenaView> self.arenas[worker]).take_returned()
+            count = 0
+            while b != NULL:
+                following = b.next
+                loans[count] = b.loan
+                count += 1
+                (<ArenaView> self.arenas[worker]).forget(b)
+                b = following
+                if count == LOANS_AT_ONCE or b == NULL:
+                    self.add(worker, L_LOANS_BACK, 0, loans, count * sizeof(uint64_t))
+                    count = 0
+
+    def tick(self) -> None:
+        """Now and then: hand back regions that take memory and lie idle, for others that take none."""
+        cdef int worker
+        cdef Regions* r
+        cdef Lent first
+        cdef int i
+        for worker in range(self.count):
+            r = &self.regions[worker]
+            for _ in range(r.count if r.idle else 0):
+                if r.items[0].used or r.items[0].is_warm:
+                    self.region_done(worker, True)
+                else:                           # behind the others
+                    first = r.items[0]
+                    for i in range(1, r.count):
+                        r.items[i - 1] = r.items[i]
+                    r.items[r.count - 1] = first
+            r.idle = True
 
     cdef void flush(self) noexcept nogil:
         """End a turn: move what waits into the rings, wake the workers that sleep."""

@@ -26,6 +26,8 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.model.effects cimport EffectHead
+from fastmq.model.regions cimport Regions
+from fastmq.net.arena cimport ArenaMemory
 from fastmq.server.outgoing cimport Outgoing, Parcel
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.limits cimport SHARDS_MAX
@@ -34,6 +36,10 @@ from fastmq.wire.link cimport LinkHead
 
 cdef enum:
     FRONTENDS_MAX = 8           # of one broker
+
+
+cdef enum:
+    REGIONS_LENT = 2            # regions of the arena that a front-end has at a time
 
 
 cdef struct Port:               # the way to one front-end
@@ -57,10 +63,13 @@ cdef class Workshop:
     cdef list links                 # Link by front-end, None
     cdef PyObject* shard_of[SHARDS_MAX]
     cdef Port[FRONTENDS_MAX] ports
+    cdef ArenaMemory arena          # None: there is none
+    cdef Regions regions            # who has what of it
+    cdef Buffer cooled              # Span[], to be given back
     cdef Fifo touched               # something has happened to them: effects are to be collected, then they are pumped
     cdef Fifo eager                 # pump has more to do
     cdef Fifo held                  # deliveries in parcels point into their effects
-    cdef size_t held_size           # bytes of those effects
+    cdef size_t held_size           # bytes of those effects and of the records that they point to
     cdef Buffer queues              # of the decision in hand
     cdef bint outcomes_wait         # outcomes of the turn before found no room: no delivery is made before they have left
     cdef uint64_t appended          # log position of the last record made
@@ -75,6 +84,8 @@ cdef class Workshop:
     cdef bint read_links(self) noexcept nogil
     cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
+    cdef void lend(self, uint32_t frontend, bint is_warm) noexcept nogil
+    cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
     cdef void collect(self, uint32_t shard) noexcept nogil
     cdef void deliver(self, Port* port, const uint8_t* payload) noexcept nogil

@@ -14,7 +14,12 @@ import types
 import msgpack
 
 from fastmq.model.effects cimport Effects, effects_clear, effects_next
+from fastmq.model.regions cimport (
+    UNIT_COLD, UNIT_SIZE, UNIT_WARM, WRITER_NONE, Region, Span, regions_cool, regions_free, regions_frontend_gone, regions_init,
+    regions_returned, regions_take, regions_written,
+)
 from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
+from fastmq.net.arena cimport ArenaMemory
 from fastmq.net.ring cimport Link
 from fastmq.server.outgoing cimport (
     outgoing_add_delivery, outgoing_add_outcome, outgoing_free, outgoing_init, outgoing_leave, outgoing_parcel, parcel_count_names,
@@ -23,8 +28,9 @@ from fastmq.server.outgoing cimport (
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport (
-    L_DELIVER, L_HANDBACK, L_OUTCOME, L_PUBLISH, L_RECORD, L_REPLY, L_SESSION_END, L_SHARD_COUNTS, L_SNAPSHOT, L_TOPOLOGY, L_UNUSED,
-    LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkReply, LinkToken,
+    L_DELIVER, L_HANDBACK, L_LOANS_BACK, L_OUTCOME, L_PUBLISH, L_RECORD, L_REGION, L_REGION_DONE, L_REPLY, L_SESSION_END, L_SHARD_COUNTS,
+    L_SNAPSHOT, L_TOPOLOGY, L_UNUSED, LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkRegion, LinkReply,
+    LinkToken,
 )
 from fastmq.wire.verbs cimport INTERNAL
 
@@ -63,21 +69,28 @@ cdef class Workshop:
     def __cinit__(self):
         cdef int i
         buffer_init(&self.queues)
+        buffer_init(&self.cooled)
         for i in range(FRONTENDS_MAX):
             outgoing_init(&self.ports[i].outgoing)
 
     def __dealloc__(self):
         cdef int i
         buffer_free(&self.queues)
+        buffer_free(&self.cooled)
+        regions_free(&self.regions)
         for i in range(FRONTENDS_MAX):
             outgoing_free(&self.ports[i].outgoing)
 
     def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: object, topology: bool = False,
-                 frontends: object = (), salt: bytes = b"", **shard_options: int) -> None:
+                 frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None, region_size: int = UNIT_SIZE,
+                 **shard_options: int) -> None:
         """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
 
-        `shard_options`: limits that tests want small (see Shard).
+        `arena`: for large records, None: they are copied. `region_size` and `shard_options`: limits that tests want small (see Shard).
         """
+        self.arena = arena
+        if not regions_init(&self.regions, arena.base if arena is not None else NULL, arena.size if arena is not None else 0, region_size):
+            raise MemoryError
         options = {
             "record_level": int(log.record_level),
             "resume_ns": int(settings["resume_s"] * 1e9),
@@ -93,6 +106,7 @@ cdef class Workshop:
             shard = Shard(index, epoch, **options)
             self.shards[index] = shard
             self.shard_of[<int> index] = <PyObject*> shard
+            (<Shard> shard).state.store.regions = &self.regions
         if topology:
             from fastmq.model.topology_shard import TopologyShard
 
@@ -110,7 +124,9 @@ cdef class Workshop:
         if self.topology is not None:
             self.topology.frontend_attached(frontend)
             self._send(frontend, L_SNAPSHOT, self.topology.snapshot())
-            link.ring_other()
+        for _ in range(REGIONS_LENT):
+            self.lend(frontend, False)
+        link.ring_other()
 
     def detach(self, frontend: int, now_ns: int) -> None:
         """A front-end has died: its sessions end, its link goes, T waits for it no more. Harmless for one that is not attached."""
@@ -119,6 +135,7 @@ cdef class Workshop:
         self.ports[at].link = NULL
         outgoing_free(&self.ports[at].outgoing)
         outgoing_init(&self.ports[at].outgoing)
+        regions_frontend_gone(&self.regions, at)
         for index, shard in enumerate(self.shards):
             if shard is not None:
                 shard.frontend_gone(frontend, now_ns)
@@ -132,11 +149,32 @@ cdef class Workshop:
             if shard is not None:
                 shard.tick(now_ns)
                 fifo_add(&self.touched, index)
+        self._cool()
         if self.topology is not None:
             self._send_records(self.topology.tick(now_ns))
             for link in self.links:
                 if link is not None:
                     link.ring_other()
+
+    def _cool(self) -> None:
+        """Give back the arena's memory that is not needed any more."""
+        cdef size_t i
+        cdef Span* spans
+        buffer_clear(&self.cooled)
+        regions_cool(&self.regions, &self.cooled)
+        spans = <Span*> self.cooled.data
+        for i in range(self.cooled.size // sizeof(Span)):
+            self.arena.punch(spans[i].offset, spans[i].size)
+
+    def arena_counts(self) -> dict[str, int]:
+        """What the arena is used for: regions, those of them that are being written, loans, warm units."""
+        cdef Region* region = self.regions.first
+        cdef int regions = 0, written = 0
+        while region != NULL:
+            regions += 1
+            written += region.writer != WRITER_NONE
+            region = region.next
+        return {"regions": regions, "written": written, "loans": self.regions.loans.count, "warm": self.regions.warm}
 
     def turn_once(self, now_ns: int, now_ms: int) -> bool:
         """One turn; whether there may be more to do at once. For tests and the simulation."""
@@ -223,6 +261,8 @@ cdef class Workshop:
             self.topology_message(frontend, head.kind, payload, head.size)
         elif head.kind == L_SHARD_COUNTS:
             self.count_queues(frontend, payload)
+        elif head.kind == L_LOANS_BACK or head.kind == L_REGION_DONE:
+            self.arena_message(frontend, head, payload)
         elif head.shard < SHARDS_MAX and self.shard_of[head.shard] != NULL:
             if (<Shard> self.shard_of[head.shard]).handle_message(
                 frontend, head.kind, payload, head.size, self.now_ms, self.now_ns
@@ -239,6 +279,8 @@ cdef class Workshop:
         cdef const LinkPublishEntry* e
         cdef uint64_t* queues
         cdef uint32_t first = 0, count, i
+        if head.is_shared:
+            records = self.regions.base + head.shared_at
         while first < head.entries:
             e = &entries[first]
             count = 1
@@ -260,6 +302,31 @@ cdef class Workshop:
                 frontend, head.sid, head.floor, e.first_seq, e.count, queues, count, exchange, head.exchange_size,
                 records + e.offset, e.size, self.now_ms)
             fifo_add(&self.touched, e.shard)
+
+    # ---- the arena
+
+    cdef void lend(self, uint32_t frontend, bint is_warm) noexcept nogil:
+        """Lend a front-end a region to write into, if there is one."""
+        cdef Region* region = regions_take(&self.regions, self.regions.unit_size, frontend, UNIT_WARM if is_warm else UNIT_COLD)
+        cdef LinkRegion told
+        if region == NULL:
+            return
+        told.offset = region.offset
+        told.size = region.units * self.regions.unit_size
+        told.is_warm = region.is_warm
+        told.padding = 0
+        if (<Link> self.ports[frontend].link).add(L_REGION, 0, &told, sizeof(told)) != 0:
+            self.fail()
+
+    cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil:
+        """An L_LOANS_BACK or L_REGION_DONE."""
+        cdef size_t i
+        if head.kind == L_LOANS_BACK:
+            for i in range(head.size // sizeof(uint64_t)):
+                regions_returned(&self.regions, (<const uint64_t*> payload)[i])
+        else:
+            regions_written(&self.regions, (<const LinkRegion*> payload).offset, frontend)
+            self.lend(frontend, (<const LinkRegion*> payload).is_warm)
 
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil:
         """Answer L_SHARD_COUNTS: all queues of this worker."""
@@ -306,7 +373,7 @@ cdef class Workshop:
                     self.say(effect, payload)
             elif effect.head.kind == L_OUTCOME:
                 outgoing_add_outcome(&port.outgoing, <const LinkOutcome*> payload)
-            elif effect.head.kind == L_DELIVER:
+            elif effect.head.kind == L_DELIVER and (<const LinkDeliver*> payload).loan == 0:
                 self.deliver(port, payload)
             else:
                 if port.outgoing.waiting:
@@ -342,6 +409,7 @@ cdef class Workshop:
         ):
             self.send_delivery(port, parcel)
         outgoing_add_delivery(&port.outgoing, parcel, delivery)
+        self.held_size += delivery.records_size
 
     cdef bint pump(self) noexcept nogil:
         """Let shards deliver, each in its turn; True: one that may has more to do."""

@@ -6,6 +6,10 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 
+cdef enum:
+    RECORD_SHARED_MIN = 17408   # bytes of a record that lies in the worker's arena instead of being copied through rings: a body over 16 KiB
+
+
 cdef struct LinkHead:
     uint32_t size           # bytes of payload, without padding
     uint16_t kind           # LinkKind
@@ -28,6 +32,8 @@ cpdef enum LinkKind:
     L_SHARD_COUNTS = 12     # LinkQueueRequest, to the worker: all its queues -> L_REPLY (LinkCounts[])
     L_TOPOLOGY = 13         # LinkToken, msgpack request for T                -> L_REPLY (msgpack), after the records it made
     L_HANDBACK = 14         # msgpack: what this front-end knows of the topology, answer to a first L_SNAPSHOT
+    L_REGION_DONE = 15      # LinkRegion: nothing more will be written into it     -> L_REGION, as far as the arena has room
+    L_LOANS_BACK = 16       # uint64_t[]: loans that were given back
     # worker to front-end
     L_OUTCOME = 32          # LinkOutcome, LinkRange[] held, LinkRefusal[]
     L_DELIVER = 33          # LinkDeliver, LinkRun[], exchange names, records
@@ -36,6 +42,7 @@ cpdef enum LinkKind:
     L_UNUSED = 36           # LinkQueueRequest: an auto-delete queue lost its last consumer
     L_RECORD = 37           # msgpack: one topology record
     L_SNAPSHOT = 38         # msgpack: the topology as T holds it
+    L_REGION = 39           # LinkRegion: a part of the arena that this front-end may write into
 
 
 cdef struct LinkPublish:
@@ -44,7 +51,8 @@ cdef struct LinkPublish:
     uint32_t entries
     uint32_t exchange_size  # bytes of the exchange's name, which follows, padded to 8
     uint32_t records_size
-    uint32_t padding
+    uint32_t is_shared      # 1: the only record lies in the arena, at `shared_at`, and not in this message
+    uint64_t shared_at
 
 
 # `count` consecutive records, `size` bytes of them, `offset` bytes behind the first record of the message. Entries are sorted by
@@ -152,6 +160,8 @@ cdef struct LinkDeliver:
     uint32_t runs
     uint32_t names_size     # bytes of exchange names behind the runs, padded to 8
     uint32_t records_size
+    uint64_t loan           # not 0: the only record lies in the arena, at `shared_at`, and is lent until L_LOANS_BACK names this number
+    uint64_t shared_at
 
 
 # Messages with consecutive tags that agree in everything a client is told beside the record itself.
@@ -166,6 +176,13 @@ cdef struct LinkRun:
     uint32_t exchange_offset  # within the names
     uint16_t exchange_size
     uint16_t shard
+
+
+cdef struct LinkRegion:
+    uint64_t offset         # in the arena
+    uint64_t size
+    uint32_t is_warm        # lent: it takes memory already. Done: there is more to be written, so the next one had better be warm too
+    uint32_t padding
 
 
 cdef struct LinkReply:

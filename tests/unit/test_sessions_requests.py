@@ -177,7 +177,7 @@ def test_get_answers_with_the_message_or_nil():
     assert (sid, queue_id, hello) == (peer.sid, desk.queue_id(queue), 1)
     data = record("key", b"body")
     run = RUN.pack(10, 4, 1700, 0, 1, 2, len(data), 0, 4, 3)
-    desk.reply(0, token, DELIVER.pack(sid, 1, 1, 4, len(data)) + run + b"logs\0\0\0\0" + data)
+    desk.reply(0, token, DELIVER.pack(sid, 1, 1, 4, len(data), 0, 0) + run + b"logs\0\0\0\0" + data)
     assert peer.take() == [[Verb.REPLY, peer.session[:8], 1, 77, [0, 3, 10, 4, 1, 2, "logs", 1700], data]]
 
 

@@ -41,7 +41,7 @@ def busy() -> Driver:
 @given(kind=st.sampled_from(KINDS), payload=st.binary(max_size=200) | st.builds(
     lambda numbers: struct.pack(f"={len(numbers)}I", *numbers), st.lists(NUMBERS, max_size=40)))
 @settings(max_examples=int(os.environ.get("FASTMQ_EXAMPLES", "2000")), deadline=None)
-@example(LinkKind.L_PUBLISH, struct.pack("=QQIIII", 11, 0, 2**32 - 1, 2**32 - 1, 2**32 - 1, 0))
+@example(LinkKind.L_PUBLISH, struct.pack("=QQIIIIQ", 11, 0, 2**32 - 1, 2**32 - 1, 2**32 - 1, 0, 0))
 @example(LinkKind.L_SETTLE, struct.pack("=QQQII", 12, EPOCH, 0, 2**32 - 1, 2**32 - 1))
 @example(LinkKind.L_ATTACH_SHARD, struct.pack("=II", 2**32 - 1, 0))
 def test_any_payload_is_refused_or_done(kind: LinkKind, payload: bytes) -> None:

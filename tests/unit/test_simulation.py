@@ -70,7 +70,7 @@ class Simulation:
             return
         destination = self.world.rnd.choice([*self.routes, "a", "b", "c"])
         exchange, key, _ = self.routes[destination]
-        body = b"%d" % (core.last_sequence + 1) + b"." * self.world.rnd.choice((0, 0, 5, 300))
+        body = b"%d" % (core.last_sequence + 1) + b"." * self.world.rnd.choice((0, 0, 0, 5, 5, 300, 300, 18000))
         sequence = core.publish(key, body, exchange, self.world.now)
         if sequence is not None:
             self.publisher.sent[sequence] = (destination, body)

@@ -5,6 +5,7 @@ are the code that runs in production; what stands here is only the network and d
 had not synced and its rings are gone), the front-end dies, a connection is cut and its frames arrive late, among those of the next one.
 """
 
+import os
 import random
 from collections import Counter, defaultdict, deque
 
@@ -12,6 +13,7 @@ import msgpack
 
 from fastmq.client.core import ClientCore
 from fastmq.config import Config
+from fastmq.net.arena import ArenaMemory, ArenaView, make_arena_fd
 from fastmq.net.ring import Link
 from fastmq.server.sessions import Sessions
 from fastmq.server.workshop import Workshop
@@ -80,6 +82,7 @@ class Worker:
         self.index = index
         self.workshop: Workshop | None = None
         self.link: Link | None = None                                  # the front-end's end
+        self.arena: ArenaMemory | None = None
         self.journal: dict[int, list[bytes]] = defaultdict(list)       # shard -> records
 
 
@@ -133,6 +136,7 @@ class World:
     RULES = ("designed", "mark", "equal", "unrecorded")
     WORKERS, SHARDS = 3, 8
     WINDOW = 12
+    REGION_SIZE, ARENA_SIZE = 65536, 5 * 65536                         # so small that it is full now and then
 
     def __init__(self, seed: int, rule: str = "designed") -> None:
         self.rnd = random.Random(seed)
@@ -169,9 +173,13 @@ class World:
 
     def start_worker(self, worker: Worker) -> None:
         own = [shard for shard, owner in enumerate(self.map) if owner == worker.index]
+        memfd = make_arena_fd(self.ARENA_SIZE)
+        worker.arena = ArenaMemory(memfd)
+        os.close(memfd)
         worker.workshop = Workshop(
             self.next_epoch(), own, self.config.to_map(), log=Journal(), topology=worker.index == 0,
             frontends=[0] if self.sessions is not None else [], salt=b"salt",
+            arena=worker.arena, region_size=self.REGION_SIZE,
         )
         for shard in own:
             state = worker.workshop.shards[shard]
@@ -201,7 +209,7 @@ class World:
         frontend_end, worker_end = Link.pair(self.config.ring_size)
         worker.link = frontend_end
         worker.workshop.attach(0, worker_end)
-        self.sessions.attach(worker.index, frontend_end)
+        self.sessions.attach(worker.index, frontend_end, ArenaView(worker.arena.fileno()))
 
     def kill_worker(self, worker: Worker) -> None:
         worker.workshop = worker.link = None

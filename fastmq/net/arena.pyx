@@ -1,0 +1,180 @@
+"""A worker's arena: shared memory for bodies that are too large to be copied through rings (see arena.pxd)."""
+import os
+
+cimport cython
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <sys/mman.h>
+    #include <unistd.h>
+    #include <linux/falloc.h>
+    static inline uint64_t fmq_arena_add(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+    static inline void *fmq_arena_swap(void *p, void *v) { return __atomic_exchange_n((void **) p, v, __ATOMIC_SEQ_CST); }
+    static inline void *fmq_arena_look(void *p) { return __atomic_load_n((void **) p, __ATOMIC_RELAXED); }
+    static inline int fmq_arena_cas(void *p, void *seen, void *v) {
+        return __atomic_compare_exchange_n((void **) p, (void **) seen, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+    static inline uint64_t fmq_arena_flag(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline void fmq_arena_raise(uint64_t *p) { __atomic_store_n(p, 1, __ATOMIC_SEQ_CST); }
+    static inline int fmq_arena_punch(int fd, uint64_t at, uint64_t size) {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) at, (off_t) size);
+    }
+    """
+    uint64_t fmq_arena_add(uint64_t* p, uint64_t v) noexcept nogil
+    void* fmq_arena_swap(void* p, void* v) noexcept nogil
+    void* fmq_arena_look(void* p) noexcept nogil
+    int fmq_arena_cas(void* p, void* seen, void* v) noexcept nogil
+    uint64_t fmq_arena_flag(uint64_t* p) noexcept nogil
+    void fmq_arena_raise(uint64_t* p) noexcept nogil
+    int fmq_arena_punch(int fd, uint64_t at, uint64_t size) noexcept nogil
+
+cdef extern from "sys/mman.h" nogil:
+    void* mmap(void* addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void* addr, size_t length)
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_NORESERVE
+    void* MAP_FAILED
+
+cdef extern from "unistd.h" nogil:
+    ssize_t write(int fd, const void* buf, size_t count)
+    int close(int fd)
+
+
+def make_arena_fd(size: int) -> int:
+    """A memfd of `size` bytes, of which none takes memory before it is written. The caller closes it."""
+    memfd = os.memfd_create("fastmq-arena", os.MFD_CLOEXEC)
+    os.ftruncate(memfd, size)
+    return memfd
+
+
+cdef uint8_t* map_arena(int memfd, size_t size) except NULL:
+    cdef void* base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memfd, 0)
+    if base == MAP_FAILED:
+        raise OSError(errno, os.strerror(errno))
+    return <uint8_t*> base
+
+
+@cython.final
+cdef class ArenaMemory:
+    """The worker's mapping of `memfd`, which may be closed afterwards."""
+
+    def __cinit__(self, int memfd):
+        self.fd = -1
+        self.size = os.fstat(memfd).st_size
+        self.base = map_arena(memfd, self.size)
+        self.fd = os.dup(memfd)
+
+    def __dealloc__(self):
+        if self.base != NULL:
+            munmap(self.base, self.size)
+        if self.fd >= 0:
+            close(self.fd)
+
+    cdef void punch(self, uint64_t offset, uint64_t size) noexcept nogil:
+        """Give the memory of these bytes back: they read as 0 afterwards. What a kernel refuses stays as it is."""
+        fmq_arena_punch(self.fd, offset, size)
+
+    def fileno(self) -> int:
+        """The descriptor of the file, for as long as this lives."""
+        return self.fd
+
+    @property
+    def resident_size(self) -> int:
+        """Bytes that take memory."""
+        return os.fstat(self.fd).st_blocks * 512
+
+
+# ---- a front-end's end
+
+cdef void let_go(ArenaMap* m) noexcept nogil:
+    """One holder less."""
+    if fmq_arena_add(&m.holders, <uint64_t> -1) == 0:
+        munmap(m.base, m.size)
+        if m.bell >= 0:
+            close(m.bell)
+        free(m)
+
+
+cdef void forget_all(ArenaMap* m) noexcept nogil:
+    """The worker is gone: what has come back is of no interest to anybody. The caller is a holder."""
+    cdef Borrowed* b = <Borrowed*> fmq_arena_swap(&m.returned, NULL)
+    cdef Borrowed* following
+    while b != NULL:
+        following = b.next
+        free(b)
+        let_go(m)
+        b = following
+
+
+cdef void arena_give_back(Borrowed* borrowed) noexcept nogil:
+    """The bytes are read no more; `borrowed` must not be used any more."""
+    cdef ArenaMap* m = borrowed.map
+    cdef Borrowed* seen = <Borrowed*> fmq_arena_look(&m.returned)
+    cdef uint64_t one = 1
+    fmq_arena_add(&m.holders, 1)            # the one borrowed may be gone as soon as it stands on the stack
+    while True:
+        borrowed.next = seen
+        if fmq_arena_cas(&m.returned, &seen, borrowed):
+            break
+    if fmq_arena_flag(&m.closed):           # seen by this thread, or the stack by the one that closed it: nothing is left behind
+        forget_all(m)
+    elif seen == NULL and m.bell >= 0:
+        write(m.bell, &one, 8)
+    let_go(m)
+
+
+@cython.final
+cdef class ArenaView:
+    """A front-end's mapping of `memfd`, which may be closed afterwards. `bell`: an eventfd that wakes the front-end, -1: none; copied."""
+
+    def __cinit__(self, int memfd, int bell=-1):
+        cdef size_t size = os.fstat(memfd).st_size
+        self.map = <ArenaMap*> calloc(1, sizeof(ArenaMap))
+        if self.map == NULL:
+            raise MemoryError
+        self.map.bell = -1
+        try:
+            self.map.base = map_arena(memfd, size)
+        except OSError:
+            free(self.map)
+            self.map = NULL
+            raise
+        self.map.size = size
+        self.map.holders = 1
+        if bell >= 0:
+            self.map.bell = os.dup(bell)
+
+    def __dealloc__(self):
+        if self.map != NULL:
+            fmq_arena_raise(&self.map.closed)
+            forget_all(self.map)
+            let_go(self.map)
+
+    cdef Borrowed* borrow(self, uint64_t loan) noexcept nogil:
+        """A record that a delivery has lent; NULL when there is no memory."""
+        cdef Borrowed* b = <Borrowed*> malloc(sizeof(Borrowed))
+        if b != NULL:
+            b.next = NULL
+            b.map = self.map
+            b.loan = loan
+            fmq_arena_add(&self.map.holders, 1)
+        return b
+
+    cdef Borrowed* take_returned(self) noexcept nogil:
+        """What has come back since the last call, linked by `next`; each is to be given to `forget`."""
+        if fmq_arena_look(&self.map.returned) == NULL:
+            return NULL
+        return <Borrowed*> fmq_arena_swap(&self.map.returned, NULL)
+
+    cdef void forget(self, Borrowed* borrowed) noexcept nogil:
+        """The worker has been told."""
+        free(borrowed)
+        let_go(self.map)
