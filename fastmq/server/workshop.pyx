@@ -45,24 +45,6 @@ cdef enum:
     EFFECTS_KEEP_SIZE = 262144  # an emptied effects buffer larger than this is given back
 
 
-# ---- lists of shards
-
-cdef inline void fifo_add(Fifo* f, uint32_t shard) noexcept nogil:
-    if not f.waits[shard]:
-        f.waits[shard] = 1
-        f.items[(f.first + f.count) % SHARDS_MAX] = <uint16_t> shard
-        f.count += 1
-
-
-cdef inline uint32_t fifo_take(Fifo* f) noexcept nogil:
-    """The shard that has waited longest. There is one."""
-    cdef uint32_t shard = f.items[f.first]
-    f.first = (f.first + 1) % SHARDS_MAX
-    f.count -= 1
-    f.waits[shard] = 0
-    return shard
-
-
 cdef class Workshop:
     """What one worker holds. `settings`: those of fastmq.config.Config, as a map."""
 
