@@ -5,12 +5,11 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from fastmq.client.peer cimport BREAK_ENDED, NEVER, WAIT_SENT, WAIT_UP, Peer, reason_of
 from fastmq.client.posix cimport (
-    MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN, POLLOUT, SHUT_RDWR, SHUT_WR, block_signals, clock_ns, cond_init, cond_wait_ns, is_again, is_interrupted,
+    MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, POLLIN, POLLOUT, SHUT_RDWR, SHUT_WR, block_signals, clock_ns, cond_init, cond_wait_ns, is_again, is_interrupted,
     poll_ns, pollfd, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy, pthread_mutex_init, read, recv, send,
     shutdown, write,
 )
-from fastmq.wire.buffer cimport buffer_drop_front
-from fastmq.wire.zmtp cimport zmtp_received, zmtp_room, zmtp_sent, zmtp_unsent
+from fastmq.wire.zmtp cimport zmtp_drop_sent, zmtp_next_part, zmtp_received, zmtp_room, zmtp_room_size, zmtp_sent, zmtp_unsent
 
 import os
 
@@ -53,18 +52,19 @@ cdef class Connection:
     cdef void send_out(self, uint64_t now) noexcept nogil:
         """Send what the socket takes now; the helper sends the rest when it can."""
         cdef ssize_t size
-        cdef size_t unsent = zmtp_unsent(&self.peer.z)
-        if unsent == 0 or self.fd < 0 or self.cut:
+        cdef size_t part_size
+        cdef const uint8_t* part
+        if self.fd < 0 or self.cut:
             return
-        while unsent:
-            size = send(self.fd, self.peer.z.out.data + self.peer.z.out_at, unsent, MSG_DONTWAIT | MSG_NOSIGNAL)
+        while zmtp_unsent(&self.peer.z):
+            part = zmtp_next_part(&self.peer.z, &part_size)
+            size = send(self.fd, part, part_size, MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if self.peer.z.attached_size > part_size else 0))
             if size >= 0:
                 zmtp_sent(&self.peer.z, <size_t> size)
-                unsent = zmtp_unsent(&self.peer.z)
+                if zmtp_unsent(&self.peer.z) == 0:
+                    self.peer.flush_rest(now)               # what had to wait for a large body to leave
             elif is_again():
-                if self.peer.z.out_at > OUT_KEPT_MAX:
-                    buffer_drop_front(&self.peer.z.out, self.peer.z.out_at)
-                    self.peer.z.out_at = 0
+                zmtp_drop_sent(&self.peer.z, OUT_KEPT_MAX)
                 self.poke(now)
                 return
             elif not is_interrupted():
@@ -75,20 +75,22 @@ cdef class Connection:
         """Read what is there, as far as one turn goes, and send what that made due."""
         cdef uint8_t* at
         cdef ssize_t size
+        cdef size_t room
         cdef int _i
         cdef bint heard = False
         for _i in range(READS_MAX):
             if self.fd < 0 or self.cut or not self.peer.wants_input():
                 break
             at = zmtp_room(&self.peer.z, READ_SIZE)
-            size = recv(self.fd, at, READ_SIZE, MSG_DONTWAIT) if at != NULL else 0
+            room = zmtp_room_size(&self.peer.z)
+            size = recv(self.fd, at, room, MSG_DONTWAIT) if at != NULL else 0
             if size > 0:
                 heard = True
                 zmtp_received(&self.peer.z, <size_t> size)
                 self.peer.digest(now)
                 if self.peer.broken:
                     self.lose(self.peer.broken, now)
-                if size < READ_SIZE:
+                if <size_t> size < room:
                     break
             elif size == 0:
                 self.lose(BREAK_ENDED, now)

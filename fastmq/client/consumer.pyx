@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free
 
 from fastmq.client.connection cimport WAITED, WAITED_TIMEOUT, Connection
-from fastmq.client.deliveries cimport CONSUMER_ENDED, Run, run_exchange
+from fastmq.client.deliveries cimport CONSUMER_ENDED, Run, run_exchange, run_free
 from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_CLOSED, WAIT_CONSUMING, WAIT_RUN
 from fastmq.client.posix cimport clock_ns
@@ -100,7 +100,7 @@ cdef class Consumer:
             if self.closing or self.state == NULL:
                 raise StopIteration
             self.run = NULL
-            free(run)
+            run_free(run)
             self.origin.lock()
             self.run = run = self.session.take_run(self.state)
             ended = self.state.phase == CONSUMER_ENDED

@@ -5,13 +5,13 @@ from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
 from fastmq.client.deliveries cimport (
-    CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, ConsumerState, Run, consumer_add, consumer_end,
-    consumer_forget_void, run_exchange, run_read, run_records, settles_ack,
+    CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, RUN_TAKEN_MIN, ConsumerState, Run, consumer_add, consumer_end,
+    consumer_forget_void, run_exchange, run_free, run_read, settles_ack,
 )
 from fastmq.client.peer cimport BREAK_NO_MEMORY, BREAK_PROTOCOL, BREAK_SESSION
 from fastmq.client.publishes cimport (
-    PUBLISH_NO_MEMORY, publishes_add, publishes_advance, publishes_confirm, publishes_floor, publishes_refuse,
-    publishes_restart, publishes_sent_up_to,
+    PUBLISH_NO_MEMORY, publishes_add, publishes_advance, publishes_confirm, publishes_detach, publishes_floor,
+    publishes_refuse, publishes_restart, publishes_sent_up_to,
 )
 from fastmq.client.requests cimport (
     REQUEST_DONE, REQUEST_FAILED, REQUEST_WAITING, Request, request_fail, request_write, requests_find, requests_remove,
@@ -27,7 +27,7 @@ from fastmq.wire.records cimport Record, record_read
 from fastmq.wire.verbs cimport (
     CANCELLED, CLOSING, CONFIRM, DELIVER, ERROR, GET, MANDATORY, REPLY, RESEND, WELCOME,
 )
-from fastmq.wire.zmtp cimport zmtp_frame
+from fastmq.wire.zmtp cimport zmtp_frame, zmtp_take_block
 
 import msgpack
 
@@ -213,14 +213,19 @@ cdef class ClientCore(Session):
     cdef bint on_deliver(self, Reader* r, Reader* records) noexcept nogil:
         """[run...] with the records of all of them; what a consumer that has gone does not want goes back unseen."""
         cdef uint32_t count = mp_read_array(r), _i
+        cdef size_t size = records.end - records.at
+        cdef bint taken = count == 1 and size >= RUN_TAKEN_MIN and 2 * size >= self.z.received.size
         cdef bint malformed = False, at_once = False
         cdef ConsumerState* c
         cdef Run* run
         for _i in range(count):
-            run = run_read(r, records, &malformed)
+            run = run_read(r, records, not taken, &malformed)
             if malformed:
                 return False
-            if run == NULL:
+            if run != NULL and taken:
+                run.block = zmtp_take_block(&self.z)
+            if run == NULL or taken and run.block == NULL:
+                free(run)
                 self.break_off(BREAK_NO_MEMORY)
                 return True
             run.generation = self.generation
@@ -256,7 +261,7 @@ cdef class ClientCore(Session):
             self.strange += 1
             return True
         if request.verb == GET and not mp_read_nil(&run):
-            request.run = run_read(&run, records, &malformed)
+            request.run = run_read(&run, records, True, &malformed)
             if malformed:
                 return False
             if request.run == NULL:
@@ -430,7 +435,7 @@ cdef class ClientCore(Session):
             if run == NULL:
                 break
             found += run_tuples(run)
-            free(run)
+            run_free(run)
         return found
 
     def settle_tag(self, uint32_t shard, uint64_t epoch, uint64_t n, int action, uint64_t generation):
@@ -440,7 +445,12 @@ cdef class ClientCore(Session):
     def take_output(self, uint64_t now):
         """Everything that can be sent now."""
         self.flush(now)
-        return self.take_unsent()
+        out = self.take_unsent()
+        while self.publishes.blocked:
+            self.flush_rest(now)
+            out += self.take_unsent()
+        publishes_detach(&self.publishes)
+        return out
 
     def take_failures(self):
         """Failed publishes, each once: [[sequence, code, text, exchange, routing key, message id or None]...]"""
@@ -506,7 +516,7 @@ cdef run_tuples(Run* run):
     cdef uint32_t i
     found = []
     exchange = (<bytes> run_exchange(run)[:run.exchange_size]).decode(errors="replace")
-    reader_init(&r, run_records(run), run.size)
+    reader_init(&r, run.records, run.size)
     for i in range(run.count):
         record_read(&r, &record)
         found.append((run.shard, run.epoch, run.first_n + i, run.generation, run.deliveries, exchange,

@@ -10,16 +10,20 @@ from fastmq.wire.msgpack cimport Reader
 
 
 cdef enum:
+    RUN_TAKEN_MIN = 32768               # bytes of records whose block is taken as it came, where they are most of it
     SETTLE_RANGES_DUE = 4096            # ranges and exceptions above which a SETTLE goes at once
 
 
-# Consecutive deliveries of one consumer, as one DELIVER named them; the exchange's name and the records follow in the same block.
+# Consecutive deliveries of one consumer, as one DELIVER named them; the exchange's name follows in the
+# same block, and the records, unless they lie in the block in which they came.
 cdef struct Run:
     Run* next
     uint64_t epoch
     uint64_t first_n                    # tag of the first record
     uint64_t timestamp_ms               # since 1970
     uint64_t generation                 # of the connection that brought it: another one makes it stale
+    const uint8_t* records
+    uint8_t* block                      # that they lie in, the run's own; NULL: they lie behind it
     size_t size                         # bytes of the records
     size_t at                           # bytes of those handed out
     uint32_t count
@@ -85,9 +89,9 @@ cdef struct Settles:
     bint failed                         # no memory: some were lost
 
 
-cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogil
+cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) noexcept nogil
+cdef void run_free(Run* run) noexcept nogil                         # NULL: nothing
 cdef const uint8_t* run_exchange(Run* run) noexcept nogil
-cdef const uint8_t* run_records(Run* run) noexcept nogil
 
 cdef ConsumerState* consumer_new(uint32_t number, const char* queue, size_t queue_size, uint32_t window_messages,
                                  uint64_t window_bytes, bint auto_ack) noexcept nogil

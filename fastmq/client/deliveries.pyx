@@ -18,9 +18,10 @@ cdef enum:
 
 # ---- runs
 
-cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogil:
-    """The next run: [consumer, shard, epoch, first_n, count, deliveries, exchange, timestamp_ms] of `head` with its records, copied.
+cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) noexcept nogil:
+    """The next run: [consumer, shard, epoch, first_n, count, deliveries, exchange, timestamp_ms] of `head` with its records.
 
+    These are copied, or stay where they are and the caller sees to the block they lie in.
     NULL with `malformed` set when it is not that, NULL alone when there is no memory.
     """
     cdef const uint8_t* exchange
@@ -47,7 +48,7 @@ cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogi
         if record_read(records, &record) != RECORD_GOOD:
             return NULL
     malformed[0] = False
-    run = <Run*> malloc(sizeof(Run) + exchange_size + (records.at - start))
+    run = <Run*> malloc(sizeof(Run) + exchange_size + (records.at - start if copied else 0))
     if run == NULL:
         return NULL
     memset(run, 0, sizeof(Run))
@@ -61,16 +62,21 @@ cdef Run* run_read(Reader* head, Reader* records, bint* malformed) noexcept nogi
     run.exchange_size = <uint8_t> exchange_size
     run.size = records.at - start
     memcpy(<uint8_t*> run + sizeof(Run), exchange, exchange_size)
-    memcpy(<uint8_t*> run + sizeof(Run) + exchange_size, start, run.size)
+    run.records = start
+    if copied:
+        run.records = <uint8_t*> run + sizeof(Run) + exchange_size
+        memcpy(<uint8_t*> run + sizeof(Run) + exchange_size, start, run.size)
     return run
+
+
+cdef void run_free(Run* run) noexcept nogil:
+    if run != NULL:
+        free(run.block)
+        free(run)
 
 
 cdef const uint8_t* run_exchange(Run* run) noexcept nogil:
     return <uint8_t*> run + sizeof(Run)
-
-
-cdef const uint8_t* run_records(Run* run) noexcept nogil:
-    return <uint8_t*> run + sizeof(Run) + run.exchange_size
 
 
 # ---- consumers
@@ -133,7 +139,7 @@ cdef void consumer_forget_void(ConsumerState* c, uint64_t epoch) noexcept nogil:
         if run.acked:
             consumer_add(c, run)
         else:
-            free(run)
+            run_free(run)
         run = following
 
 
@@ -156,7 +162,7 @@ cdef Run* consumer_take(ConsumerState* c) noexcept nogil:
 cdef void consumer_drop(ConsumerState* c) noexcept nogil:
     cdef Run* run = consumer_take(c)
     while run != NULL:
-        free(run)
+        run_free(run)
         run = consumer_take(c)
 
 

@@ -5,7 +5,7 @@ from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.string cimport memcmp
 
 from fastmq.client.connection cimport Connection
-from fastmq.client.deliveries cimport Run, run_records
+from fastmq.client.deliveries cimport Run
 from fastmq.client.session cimport Session
 from fastmq.wire.msgpack cimport Reader, reader_init
 from fastmq.wire.records cimport RECORD_GOOD, Record, record_read
@@ -44,7 +44,7 @@ cdef Message message_next(Run* run, Connection origin, str exchange, str last_ke
     cdef Reader r
     cdef Record record
     cdef Message message = Message.__new__(Message)
-    reader_init(&r, run_records(run) + run.at, run.size - run.at)
+    reader_init(&r, run.records + run.at, run.size - run.at)
     if record_read(&r, &record) != RECORD_GOOD:
         raise SystemError("a record that could be read when it came cannot be read any more")
     message.body = PyBytes_FromStringAndSize(<const char*> record.body, record.body_size)

@@ -58,6 +58,7 @@ cdef class Peer:
     cdef uint64_t tick(self, uint64_t now) noexcept nogil           # what time makes due; the time of the next call
     cdef bint wants_input(self) noexcept nogil
     cdef void flush(self, uint64_t now) noexcept nogil              # put what waits into z.out
+    cdef void flush_rest(self, uint64_t now) noexcept nogil         # all of z.out has been sent: go on with what waited for that
     cdef bint flush_due(self, uint64_t now) noexcept nogil      # somebody is going to wait: flush what cannot linger; True: the rest lingers
     cdef bint met(self, int what, uint64_t which) noexcept nogil    # whether what a caller waits for (a Wait) is there
     cdef void break_off(self, int why) noexcept nogil

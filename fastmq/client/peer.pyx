@@ -5,8 +5,8 @@ from libc.string cimport memcpy
 from fastmq.wire.buffer cimport buffer_clear, buffer_free
 from fastmq.wire.msgpack cimport mp_array, mp_str
 from fastmq.wire.zmtp cimport (
-    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_STATE_GREETING, ZMTP_STATE_HANDSHAKE, ZMTP_STATE_OPEN, ZMTP_WAIT, zmtp_free, zmtp_next,
-    zmtp_received, zmtp_room, zmtp_sent, zmtp_start, zmtp_unsent,
+    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_STATE_GREETING, ZMTP_STATE_HANDSHAKE, ZMTP_STATE_OPEN, ZMTP_WAIT, zmtp_drop_unsent,
+    zmtp_free, zmtp_next, zmtp_received, zmtp_room, zmtp_start, zmtp_take_unsent, zmtp_unsent,
 )
 
 import msgpack
@@ -59,7 +59,7 @@ cdef class Peer:
 
     cdef void stop(self, uint64_t now) noexcept nogil:
         self.started = False
-        zmtp_sent(&self.z, zmtp_unsent(&self.z))
+        zmtp_drop_unsent(&self.z)
 
     cdef void digest(self, uint64_t now) noexcept nogil:
         cdef int event
@@ -94,6 +94,9 @@ cdef class Peer:
         return True
 
     cdef void flush(self, uint64_t now) noexcept nogil:
+        pass
+
+    cdef void flush_rest(self, uint64_t now) noexcept nogil:
         pass
 
     cdef bint flush_due(self, uint64_t now) noexcept nogil:
@@ -156,9 +159,7 @@ cdef class Peer:
 
     def take_unsent(self):
         """The bytes to send, which count as sent."""
-        out = (<const char*> self.z.out.data)[self.z.out_at:self.z.out.size] if self.z.out.size else b""
-        zmtp_sent(&self.z, zmtp_unsent(&self.z))
-        return out
+        return zmtp_take_unsent(&self.z)
 
     @property
     def why_broken(self):

@@ -15,6 +15,9 @@ cdef extern from * nogil:
     #include <time.h>
     #include <unistd.h>
 
+    #ifndef MSG_MORE
+    #define MSG_MORE 0
+    #endif
     #ifndef MSG_NOSIGNAL
     #define MSG_NOSIGNAL 0
     #endif
@@ -79,6 +82,7 @@ cdef extern from * nogil:
     int POLLIN
     int POLLOUT
     int MSG_DONTWAIT
+    int MSG_MORE
     int MSG_NOSIGNAL
     int SHUT_RDWR
     int SHUT_WR

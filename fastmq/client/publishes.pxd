@@ -11,11 +11,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmq.wire.buffer cimport Buffer
+from fastmq.wire.zmtp cimport Zmtp
 
 
 cdef enum:
     BATCH_SIZE_MAX = 65536              # bytes of records above which a batch is complete
     BATCH_RECORDS_MAX = 1000
+    ATTACHED_MIN = 65536                # bytes of records that are sent from where they lie instead of being copied
     FAILURES_MAX = 10000                # failures kept for the next flush; above them publishing stops until they are reported
     SPARE_BLOCKS_MAX = 8                # blocks kept for the next batches
     FAILURE_TEXT_MAX = 1024             # bytes kept of a refusal's text
@@ -67,6 +69,8 @@ cdef struct Publishes:
     uint32_t failures                   # in `failed`: msgpack [sequence, code, text, exchange, routing key, message id or nil] each
     Buffer failed
     Buffer header                       # of the PUBLISH being written
+    Batch* attached                     # whose bytes the connection sends from where they lie; NULL: none
+    bint blocked                        # a large batch waits until that has been sent
     uint8_t* spare[8]                     # blocks of BATCH_SIZE_MAX * 2 bytes
     int spares
 
@@ -79,10 +83,11 @@ cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange
 cdef uint64_t publishes_floor(Publishes* p) noexcept nogil                      # the lowest sequence without an outcome
 cdef uint64_t publishes_sent_up_to(Publishes* p) noexcept nogil                 # all up to here are sent in this incarnation, or have outcomes
 cdef void publishes_restart(Publishes* p, uint64_t now, uint64_t age_max_ns) noexcept nogil
-cdef void publishes_write(Publishes* p, Buffer* out, const uint8_t* session, uint64_t incarnation, uint64_t now) noexcept nogil
+cdef void publishes_write(Publishes* p, Zmtp* out, const uint8_t* session, uint64_t incarnation, uint64_t now) noexcept nogil
 cdef bint publishes_confirm(Publishes* p, uint64_t first, uint64_t last) noexcept nogil
 cdef bint publishes_refuse(Publishes* p, uint64_t first, uint64_t last, const uint8_t* code, uint32_t code_size,
                            const uint8_t* text, uint32_t text_size) noexcept nogil
+cdef void publishes_detach(Publishes* p) noexcept nogil                         # nothing is attached any more
 cdef void publishes_advance(Publishes* p) noexcept nogil                        # forget leading batches whose records all have outcomes
 
 

@@ -3,13 +3,13 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
-from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_free, buffer_init
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init
 from fastmq.wire.msgpack cimport (
     Reader, mp_array, mp_bin, mp_nil, mp_read_str, mp_skip, mp_str, mp_tag, mp_take, mp_uint, reader_init,
 )
 from fastmq.wire.records cimport Record, record_read
 from fastmq.wire.verbs cimport PUBLISH
-from fastmq.wire.zmtp cimport zmtp_frame_head
+from fastmq.wire.zmtp cimport Zmtp, zmtp_attach, zmtp_frame_head
 
 cdef enum:
     BLOCK_SIZE = 2 * BATCH_SIZE_MAX
@@ -258,7 +258,7 @@ cdef uint64_t open_size(Batch* b) noexcept nogil:
     return size
 
 
-cdef void publishes_write(Publishes* p, Buffer* out, const uint8_t* session, uint64_t incarnation, uint64_t now) noexcept nogil:
+cdef void publishes_write(Publishes* p, Zmtp* out, const uint8_t* session, uint64_t incarnation, uint64_t now) noexcept nogil:
     """Write PUBLISH messages for what is unsent, in order, as far as the window reaches."""
     cdef Batch* b
     if not p.ready:
@@ -267,6 +267,9 @@ cdef void publishes_write(Publishes* p, Buffer* out, const uint8_t* session, uin
         b = p.ring[p.send & p.mask]
         if b.open == 0:
             pass
+        elif b.records.size >= ATTACHED_MIN and out.attached != NULL:
+            p.blocked = True
+            return
         elif b.decided == NULL and b.sent == 0 and fits(p, b.count, b.records.size):
             if p.gathering and p.send + 1 == p.tail:
                 batch_close(p, b)
@@ -295,7 +298,7 @@ cdef void account_sent(Publishes* p, Batch* b, uint32_t count, uint64_t size, ui
         p.sent_seq_max = b.first_seq + b.sent - 1
 
 
-cdef bint write_rest(Publishes* p, Batch* b, Buffer* out, const uint8_t* session, uint64_t incarnation, uint64_t now) noexcept nogil:
+cdef bint write_rest(Publishes* p, Batch* b, Zmtp* out, const uint8_t* session, uint64_t incarnation, uint64_t now) noexcept nogil:
     """Write the batch's unsent records without an outcome, one PUBLISH for each unbroken run; False: the window ends before the batch."""
     cdef Reader r
     cdef Record record
@@ -323,7 +326,7 @@ cdef bint write_rest(Publishes* p, Batch* b, Buffer* out, const uint8_t* session
     return whole
 
 
-cdef void write_run(Publishes* p, Batch* b, Buffer* out, const uint8_t* session, uint64_t incarnation,
+cdef void write_run(Publishes* p, Batch* b, Zmtp* out, const uint8_t* session, uint64_t incarnation,
                     uint32_t first, uint32_t count, uint32_t at, uint32_t size) noexcept nogil:
     """One PUBLISH: [verb, session, incarnation, floor, first sequence, count, exchange, flags] and the records."""
     if count == 0:
@@ -341,10 +344,14 @@ cdef void write_run(Publishes* p, Batch* b, Buffer* out, const uint8_t* session,
     if p.header.failed:
         p.broken = True
         return
-    zmtp_frame_head(out, p.header.size, True)
-    buffer_add(out, p.header.data, p.header.size)
-    zmtp_frame_head(out, size, False)
-    buffer_add(out, b.records.data + at, size)
+    zmtp_frame_head(&out.out, p.header.size, True)
+    buffer_add(&out.out, p.header.data, p.header.size)
+    zmtp_frame_head(&out.out, size, False)
+    if size >= ATTACHED_MIN and out.attached == NULL:
+        zmtp_attach(out, b.records.data + at, size)
+        p.attached = b
+    else:
+        buffer_add(&out.out, b.records.data + at, size)
 
 
 # ---- outcomes
@@ -506,7 +513,7 @@ cdef void publishes_advance(Publishes* p) noexcept nogil:
     cdef Batch* b
     while p.head != p.tail:
         b = p.ring[p.head & p.mask]
-        if b.open:
+        if b.open or b == p.attached:
             break
         if p.gathering and p.head + 1 == p.tail:
             if b.count == 0:
@@ -517,3 +524,10 @@ cdef void publishes_advance(Publishes* p) noexcept nogil:
         p.head += 1
     if p.send < p.head:
         p.send = p.head
+
+
+cdef void publishes_detach(Publishes* p) noexcept nogil:
+    if p.attached != NULL:
+        p.attached = NULL
+        publishes_advance(p)                            # it may have its outcome already
+    p.blocked = False

@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmq.client.deliveries cimport run_free
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_free
 from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 from fastmq.wire.msgpack cimport mp_array, mp_bin, mp_str, mp_uint
@@ -56,7 +57,7 @@ cdef void requests_remove(Requests* r, Request* request) noexcept nogil:
         r.last = request.previous
     buffer_free(&request.fields)
     buffer_free(&request.answer)
-    free(request.run)
+    run_free(request.run)
     free(request)
 
 

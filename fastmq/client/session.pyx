@@ -1,17 +1,16 @@
 """What a client says in its session, without I/O: see session.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 
 from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, SETTLE_RANGES_DUE, ConsumerState, Run, consumer_drop,
-    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear, settles_except,
-    settles_free, settles_release, settles_write,
+    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, run_free, settles_ack, settles_clear,
+    settles_except, settles_free, settles_release, settles_write,
 )
 from fastmq.client.peer cimport (
     BREAK_NO_MEMORY, BREAK_PROTOCOL, FRAME_SIZE_IN_MAX, WAIT_CLOSED, WAIT_CONSUMING, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_RUN,
     WAIT_UP, Peer,
 )
-from fastmq.client.publishes cimport publishes_floor, publishes_free, publishes_init, publishes_room, publishes_write
+from fastmq.client.publishes cimport publishes_detach, publishes_floor, publishes_free, publishes_init, publishes_room, publishes_write
 from fastmq.client.requests cimport (
     REQUEST_WAITING, Request, request_fail, request_write, requests_find, requests_free, requests_init, requests_new, requests_remove,
 )
@@ -72,6 +71,7 @@ cdef class Session(Peer):
         cdef ConsumerState* c
         cdef size_t i
         Peer.stop(self, now)
+        publishes_detach(&self.publishes)
         self.phase = PHASE_DOWN
         self.publishes.ready = False
         settles_clear(&self.settles)
@@ -173,12 +173,18 @@ cdef class Session(Peer):
 
     cdef void flush(self, uint64_t now) noexcept nogil:
         if self.phase == PHASE_UP and self.publishes.unsent_messages:
-            publishes_write(&self.publishes, &self.z.out, self.session, self.incarnation, now)
+            publishes_write(&self.publishes, &self.z, self.session, self.incarnation, now)
         if self.settles.ranges:
             self.flush_settles()
         if self.z.out.failed or self.publishes.broken:
             self.publishes.broken = False
             self.break_off(BREAK_NO_MEMORY)
+
+    cdef void flush_rest(self, uint64_t now) noexcept nogil:
+        cdef bint blocked = self.publishes.blocked
+        publishes_detach(&self.publishes)
+        if blocked:
+            self.flush(now)
 
     cdef bint flush_due(self, uint64_t now) noexcept nogil:
         if self.settles.messages >= self.settle_due or self.settles.ranges >= SETTLE_RANGES_DUE:
@@ -277,7 +283,7 @@ cdef class Session(Peer):
     cdef void release_run(self, Run* run) noexcept nogil:
         if run.generation == self.generation and self.phase >= PHASE_UP:
             settles_release(&self.settles, run)
-        free(run)
+        run_free(run)
 
     cdef void close_consumer(self, ConsumerState* c, uint64_t now) noexcept nogil:
         """CANCEL first, so that what is released does not come back at once; what waits is released behind it."""

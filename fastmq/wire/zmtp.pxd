@@ -1,13 +1,14 @@
 # ZMTP 3.x (https://rfc.zeromq.org/spec/23/), the NULL mechanism, in the roles DEALER and SUB: bytes <-> messages of frames.
 #
 # Owns the bytes of one connection in both directions. Rules: no I/O, no clock, no GIL; a peer's sizes are limited before anything is
-# allocated, and memory grows only as bytes arrive; whatever the peer sends ends in a message, a command that is answered here, or an
+# allocated, and memory grows only as bytes arrive; a large body is not copied: bytes of another's can be attached to those that are to be
+# sent, and who reads a large message may take the block it lies in; whatever the peer sends ends in a message, a command that is answered here, or an
 # error, after which nothing more is read. Version 3.0 is announced, so that subscriptions are messages in both directions.
 #
 #   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> OPENED | MESSAGE | WAIT | an error)...]... -> zmtp_start or zmtp_free
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmq.wire.buffer cimport Buffer, buffer_free
+from fastmq.wire.buffer cimport Buffer, buffer_drop_front, buffer_free
 
 
 cdef enum:
@@ -55,7 +56,11 @@ cdef struct Zmtp:
     Buffer received
     Buffer out                          # bytes to send; `out_at` of them have been sent
     size_t out_at
+    const uint8_t* attached             # somebody else's bytes to send, not NULL: behind the first `attached_after` bytes of `out`
+    size_t attached_after
+    size_t attached_size                # that are still to be sent
     size_t at                           # bytes of `received` that are digested
+    size_t wanted                       # bytes of `received` that make the frame whole of which the beginning is there; 0: not known
     size_t frame_size_max
     int role                            # ZmtpRole
     int state                           # ZmtpState
@@ -70,9 +75,12 @@ cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil
 cdef void zmtp_free(Zmtp* z) noexcept nogil
 cdef void zmtp_start(Zmtp* z) noexcept nogil                        # a new connection: forget all, write the greeting to `out`
 cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil        # where up to `size` received bytes may be put; NULL: no memory
+cdef uint8_t* zmtp_take_block(Zmtp* z) noexcept nogil               # of the message handed out; the caller's from now on (free). NULL: no memory
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
 cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
 cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # its `size` bytes must follow
+cdef void zmtp_drop_unsent(Zmtp* z) noexcept nogil                  # forget what is to be sent: the connection is gone
+cdef bytes zmtp_take_unsent(Zmtp* z)                                # for Python: all of it, which counts as sent
 cdef void zmtp_ping(Zmtp* z) noexcept nogil
 cdef void zmtp_subscribe(Zmtp* z, const void* topic, size_t size, bint subscribe) noexcept nogil
 
@@ -82,13 +90,52 @@ cdef inline const uint8_t* zmtp_frame(Zmtp* z, int index) noexcept nogil:
 
 
 cdef inline size_t zmtp_unsent(Zmtp* z) noexcept nogil:
-    return z.out.size - z.out_at
+    return z.out.size - z.out_at + z.attached_size
+
+
+cdef inline void zmtp_attach(Zmtp* z, const uint8_t* data, size_t size) noexcept nogil:
+    """Send these bytes, which stay where they are until then, behind what is in `out` now. Nothing is attached."""
+    z.attached = data
+    z.attached_size = size
+    z.attached_after = z.out.size
+
+
+cdef inline const uint8_t* zmtp_next_part(Zmtp* z, size_t* size) noexcept nogil:
+    """What is to be sent next, in one piece; its size is 0 when there is nothing."""
+    if z.attached == NULL:
+        size[0] = z.out.size - z.out_at
+    elif z.out_at == z.attached_after:
+        size[0] = z.attached_size
+        return z.attached
+    else:
+        size[0] = z.attached_after - z.out_at
+    return z.out.data + z.out_at
+
+
+cdef inline size_t zmtp_room_size(Zmtp* z) noexcept nogil:
+    """Bytes that fit where zmtp_room said."""
+    return z.received.room - z.received.size
+
+
+cdef inline void zmtp_drop_sent(Zmtp* z, size_t kept_max) noexcept nogil:
+    """Give back the room of bytes that were sent, if those are more than `kept_max`."""
+    if z.out_at > kept_max:
+        buffer_drop_front(&z.out, z.out_at)
+        z.attached_after -= z.out_at if z.attached != NULL else 0
+        z.out_at = 0
 
 
 cdef inline void zmtp_sent(Zmtp* z, size_t size) noexcept nogil:
-    """`size` bytes of `out` have been sent."""
-    z.out_at += size
-    if z.out_at >= z.out.size:
+    """`size` bytes of that part have been sent."""
+    if z.attached != NULL and z.out_at == z.attached_after:
+        z.attached += size
+        z.attached_size -= size
+        if z.attached_size:
+            return
+        z.attached = NULL
+    else:
+        z.out_at += size
+    if z.out_at >= z.out.size and z.attached == NULL:
         z.out_at = 0
         z.out.size = 0
         if z.out.room > ZMTP_KEPT_MAX:

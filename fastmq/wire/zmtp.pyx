@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastmq.wire.buffer cimport (
-    Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_reserve,
+    Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_init, buffer_reserve,
 )
 
 cdef enum:
@@ -28,9 +28,9 @@ cdef void zmtp_free(Zmtp* z) noexcept nogil:
 cdef void zmtp_start(Zmtp* z) noexcept nogil:
     cdef uint8_t* at
     buffer_clear(&z.received)
-    buffer_clear(&z.out)
-    z.out_at = 0
+    zmtp_drop_unsent(z)
     z.at = 0
+    z.wanted = 0
     z.state = ZMTP_STATE_GREETING
     z.error = 0
     z.frames = 0
@@ -79,7 +79,34 @@ cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil:
             z.frame[i].at -= start
     if z.received.size == 0 and z.received.room > ZMTP_KEPT_MAX:
         buffer_free(&z.received)
+    # The rest of a large frame at once, so that its block is not moved while it grows, but not more than comes to three times what has come.
+    if z.wanted > start:
+        size = max(size, min(z.wanted - start, 4 * (z.received.size + size)) - z.received.size)
     return buffer_reserve(&z.received, size)
+
+
+cdef uint8_t* zmtp_take_block(Zmtp* z) noexcept nogil:
+    cdef uint8_t* block = z.received.data
+    cdef Buffer rest
+    buffer_init(&rest)
+    buffer_reserve(&rest, max(z.received.size - z.at, <size_t> 1))
+    buffer_add(&rest, block + z.at, z.received.size - z.at)
+    if rest.failed:
+        buffer_free(&rest)
+        return NULL
+    z.received = rest
+    z.at = 0
+    z.wanted = 0
+    z.frames = 0
+    z.whole = False
+    return block
+
+
+cdef void zmtp_drop_unsent(Zmtp* z) noexcept nogil:
+    buffer_clear(&z.out)
+    z.out_at = 0
+    z.attached = NULL
+    z.attached_size = 0
 
 
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil:
@@ -167,7 +194,9 @@ cdef int read_frame(Zmtp* z) noexcept nogil:
         if not flags & FLAG_COMMAND and z.frames == ZMTP_FRAMES_MAX:
             return fail(z, ZMTP_TOO_MANY_FRAMES)
         if size - head < length:
+            z.wanted = z.at + head + <size_t> length
             return ZMTP_WAIT
+        z.wanted = 0
         z.at += head + <size_t> length
         if flags & FLAG_COMMAND:
             return read_command(z, at + head, <size_t> length)
@@ -267,6 +296,17 @@ cdef void zmtp_subscribe(Zmtp* z, const void* topic, size_t size, bint subscribe
     buffer_add(&z.out, topic, size)
 
 
+cdef bytes zmtp_take_unsent(Zmtp* z):
+    cdef size_t size
+    cdef const uint8_t* part
+    parts = []
+    while zmtp_unsent(z):
+        part = zmtp_next_part(z, &size)
+        parts.append(<bytes> part[:size])
+        zmtp_sent(z, size)
+    return b"".join(parts)
+
+
 cdef class ZmtpPeer:
     """One end of a ZMTP connection for Python, without I/O.
 
@@ -331,6 +371,4 @@ cdef class ZmtpPeer:
         zmtp_ping(&self.z)
 
     def take_output(self):
-        out = (<const char*> self.z.out.data)[self.z.out_at:self.z.out.size] if self.z.out.size else b""
-        zmtp_sent(&self.z, zmtp_unsent(&self.z))
-        return out
+        return zmtp_take_unsent(&self.z)
