@@ -11,6 +11,11 @@ installed, without site-packages.
 Exit status: 0 everything agrees; 1 it does not, or the run failed; 2 the input cannot be used; 130 stopped by Ctrl-C.
 """
 
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` takes over, Ctrl-C ends the program without a word
+
 import argparse
 import json
 import os
@@ -148,6 +153,41 @@ def topic_of(path: bytes) -> str:
 
 
 # --- the processes beside this one -----------------------------------------------------------------------------------
+
+
+class Interrupt:
+    """What Ctrl-C does: the first raises KeyboardInterrupt, within `held` only behind it; later ones find the end under way."""
+
+    def __init__(self) -> None:
+        self.came = self.is_held = False
+
+    def begin(self) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # not in a shell's background, where it is ignored
+            signal.signal(signal.SIGINT, self._come)
+
+    def _come(self, number: int, frame: object) -> None:
+        if not self.came:
+            self.came = True
+            if not self.is_held:
+                raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For starting processes: none is started that nobody knows of, and Ctrl-C never reaches them, who inherit the mask."""
+        came = self.came
+        self.is_held = True
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self.is_held = False
+            if self.came and not came:
+                raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """Nothing is left to be stopped."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Helper:
@@ -291,7 +331,7 @@ class Result(NamedTuple):
     live: list[int]  # lines seen, their bytes, lines missed
 
 
-def run(source: Source, complaints: list[str], console: Console, folder: str) -> Result:
+def run(source: Source, complaints: list[str], console: Console, folder: str, interrupt: Interrupt) -> Result:
     """Send the input through a broker of its own and collect what became of it."""
     lines_column = TextColumn("{task.fields[lines]:,} lines")
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), lines_column, TimeElapsedColumn())
@@ -305,7 +345,7 @@ def run(source: Source, complaints: list[str], console: Console, folder: str) ->
         mq.declare_exchange(EXCHANGE, "topic")
         mq.declare_queue(QUEUE)
         mq.bind_queue(QUEUE, EXCHANGE, PATTERN)
-        with helpers(broker.url, results) as (consumers, subscriber):
+        with helpers(broker.url, results, interrupt) as (consumers, subscriber):
             this = Run(mq, consumers, subscriber, progress)
             started = time.monotonic()
             this.publish(lines_of(source, complaints))
@@ -321,13 +361,14 @@ def run(source: Source, complaints: list[str], console: Console, folder: str) ->
 
 
 @contextmanager
-def helpers(url: str, results: list[str]) -> Iterator[tuple[list[Helper], Helper]]:
+def helpers(url: str, results: list[str], interrupt: Interrupt) -> Iterator[tuple[list[Helper], Helper]]:
     """The consumers, one for each result, and the subscriber, all ready; killed at the end, if they have not ended."""
     started: list[Helper] = []
     try:
-        for number, result in enumerate(results):
-            started.append(Helper(f"consumer {number + 1}", "wordcount_consumer.py", url, QUEUE, result))
-        started.append(Helper("the live subscription", "wordcount_subscriber.py", url, EXCHANGE))
+        with interrupt.held():
+            for number, result in enumerate(results):
+                started.append(Helper(f"consumer {number + 1}", "wordcount_consumer.py", url, QUEUE, result))
+            started.append(Helper("the live subscription", "wordcount_subscriber.py", url, EXCHANGE))
         deadline = time.monotonic() + STALLED_S
         for helper in started:
             while not helper.said:
@@ -337,8 +378,9 @@ def helpers(url: str, results: list[str]) -> Iterator[tuple[list[Helper], Helper
                 time.sleep(0.002)
         yield started[:-1], started[-1]
     finally:
-        for helper in started:
-            helper.kill()
+        with interrupt.held():
+            for helper in started:
+                helper.kill()
 
 
 def collect(published: int, published_bytes: int, seconds: float, results: list[str], live: list[int]) -> Result:
@@ -431,17 +473,14 @@ def report(result: Result, reference: Reference, console: Console) -> bool:
     return not result.lost and not result.duplicated and all(ours == theirs for _, ours, theirs in rows)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", nargs="?", metavar="INPUT", help="file or folder; default: the standard library")
-    arguments = parser.parse_args()
-    console = Console(highlight=False)
+def compare(argument: str | None, console: Console, interrupt: Interrupt) -> int:
+    """Count the input both ways and print what came of it; the exit status."""
     complaints: list[str] = []
     try:
-        source = choose(arguments.input or None, complaints)
+        source = choose(argument, complaints)
         console.print(f"input: {source.title}, {source.size:,} bytes", markup=False, soft_wrap=True)
         with tempfile.TemporaryDirectory(prefix="fastmq-demo-") as folder:
-            result = run(source, complaints, console, folder)
+            result = run(source, complaints, console, folder, interrupt)
             reference = count_without_fastmq(source, folder)
     except Failed as failure:
         print(f"wordcount: {failure}", file=sys.stderr)
@@ -449,9 +488,6 @@ def main() -> int:
     except fastmq.FastMQError as error:
         print(f"wordcount: {error} ({error.code})", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("wordcount: stopped", file=sys.stderr)
-        return 130
     agree = report(result, reference, console)
     if complaints:
         print(f"could not be read, and so was counted by neither: {len(complaints)}", file=sys.stderr)
@@ -459,6 +495,23 @@ def main() -> int:
             print(f"   {complaint}", file=sys.stderr)
     print("the counts agree" if agree else "THE COUNTS DO NOT AGREE")
     return 0 if agree else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", nargs="?", metavar="INPUT", help="file or folder; default: the standard library")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    interrupt = Interrupt()
+    try:
+        interrupt.begin()
+        status = compare(arguments.input or None, console, interrupt)
+        interrupt.end()
+    except KeyboardInterrupt:
+        interrupt.end()
+        print("wordcount: stopped", file=sys.stderr)
+        status = 130
+    return status
 
 
 if __name__ == "__main__":

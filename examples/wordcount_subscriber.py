@@ -24,4 +24,9 @@ def main(url: str, exchange: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (fastmq.FastMQError, BrokenPipeError) as error:  # the broker, or who reads the numbers, is gone
+        sys.exit(f"wordcount_subscriber: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
