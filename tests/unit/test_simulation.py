@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter, defaultdict
 
+import msgpack
 import pytest
 from world import MS, Client, World
 
@@ -128,7 +129,8 @@ class Simulation:
             )
 
         if not world.rest(at_rest):
-            self.wrong["stuck"] += bool(self.publisher.core.open_count or self.publisher.core.last_sequence < PUBLISHES)
+            waits = self.publisher.core.open_count or self.publisher.core.last_sequence < PUBLISHES
+            self.wrong["stuck"] += bool(waits or any(body in self.held(name) for name, body in self.missing()))
         self.judge()
         return +self.wrong
 
@@ -139,6 +141,14 @@ class Simulation:
             (name, body) for sequence, (destination, body) in self.publisher.sent.items() if sequence not in refused
             for name in self.routes[destination][2] if not self.seen[name][body]
         ]
+
+    def held(self, name: str) -> set[bytes]:
+        """The bodies that wait in a queue, or that somebody has who does not know it."""
+        world = self.world
+        queue = world.workers[0].workshop.topology.topology.queue("/", self.queues[name])
+        state = world.workers[world.map[queue.shard]].workshop.shards[queue.shard].dump()
+        records = [message[-1] for message in (*state["queues"][queue.id]["ready"], *state["outstanding"].values())]
+        return {msgpack.unpackb(record)[2] for record in records}
 
     def judge(self) -> None:
         refused = self.publisher.refused
@@ -178,13 +188,15 @@ def test_nothing_is_lost_doubled_out_of_order_or_stuck():
     runs = RUNS
     wrong, tried = run_all(runs, "designed")
     assert not wrong, (wrong, tried)
-    assert all(tried[fault] > runs for fault in ("worker", "front-end", "cut")), tried
+    assert all(tried[fault] > runs for fault in ("worker", "front-end", "cut", "hello")), tried
     assert tried["late"], "no publish came again after later ones were decided: the simulation does not try what it is for"
 
 
-@pytest.mark.parametrize("rule, reported", [("mark", "confirmed but lost"), ("equal", "stuck"), ("unrecorded", "doubled")])
+@pytest.mark.parametrize("rule, reported", [
+    ("mark", "confirmed but lost"), ("equal passed over", "stuck"), ("equal accepted", "stuck"), ("unrecorded", "doubled"),
+])
 def test_broken_rule_is_noticed(rule, reported):
-    for first in range(0, 300, 10):
+    for first in range(0, 2000, 10):            # the rarest, an equal HELLO accepted, does harm in about one world of 75
         wrong, _ = run_all(10, rule, first)
         if wrong[reported]:
             return

@@ -2,7 +2,8 @@
 
 Front-end (`Sessions`), workers (`Workshop` with shards and a journal in memory), links (`Link.pair`) and clients (`ClientCore`, ZMTP included)
 are the code that runs in production; what stands here is only the network and death. Faults: a worker dies (its journal is kept, what it
-had not synced and its rings are gone), the front-end dies, a connection is cut and its frames arrive late, among those of the next one.
+had not synced and its rings are gone), the front-end dies, a connection is cut and its frames arrive late, among those of the next one, a
+client says the HELLO of its connection once more.
 """
 
 import os
@@ -44,6 +45,7 @@ class Wire:
         self.greeted = False
         self.pinged = 0
         self.frames: list[bytes] = []
+        self.hello: bytes | None = None                                # the last one of a session that the client knew
         self.requests: deque[tuple[bytes, bytes | None]] = deque()     # on their way to the front-end
         self.answers: deque[bytes] = deque()                           # on their way to the client
 
@@ -67,6 +69,9 @@ class Wire:
             if not flags & 1:
                 assert len(self.frames) <= 2
                 self.requests.append((self.frames[0], self.frames[1] if len(self.frames) == 2 else None))
+                verb, sid, *_ = msgpack.unpackb(self.frames[0])
+                if verb == Verb.HELLO and sid:
+                    self.hello = self.frames[0]
                 self.frames = []
 
     def answer(self, *frames: bytes) -> None:
@@ -133,7 +138,7 @@ class Client:
 class World:
     """`rule`: one of RULES; all but `designed` break a rule on purpose."""
 
-    RULES = ("designed", "mark", "equal", "unrecorded")
+    RULES = ("designed", "mark", "equal passed over", "equal accepted", "unrecorded")
     WORKERS, SHARDS = 3, 8
     WINDOW = 12
     REGION_SIZE, ARENA_SIZE = 65536, 5 * 65536                         # so small that it is full now and then
@@ -147,6 +152,7 @@ class World:
         self.wires: dict[bytes, Wire] = {}                             # by routing id, of the living front-end
         self.late: deque[tuple[Wire, tuple[bytes, bytes | None]]] = deque()
         self.incarnations: dict[bytes, int] = {}                      # as the front-end has told them
+        self.raised: Counter[bytes] = Counter()                        # how far the front-end's own are above these, where equal is above
         self.counts: Counter[str] = Counter()
         self.map = [shard % self.WORKERS for shard in range(self.SHARDS)]
         self.config = Config(
@@ -197,6 +203,7 @@ class World:
         self.wires.clear()
         self.late.clear()
         self.incarnations.clear()
+        self.raised.clear()
         self.sessions = Sessions(
             self.config, epoch=self.next_epoch(), key=self.key, workers=self.WORKERS, map=self.map, random=self.rnd.randbytes
         )
@@ -268,15 +275,24 @@ class World:
             self.receive(wire, wire.requests.popleft())
 
     def receive(self, wire: Wire, request: tuple[bytes, bytes | None]) -> None:
-        if self.rule == "equal":
-            verb, sid, incarnation, *_ = msgpack.unpackb(request[0])
-            if verb == Verb.HELLO and sid and self.incarnations.get(sid[:8]) == incarnation:
-                return
-        self.sessions.receive(wire.fd, wire.accept_count, wire.rid, *request)
+        header, records = request
+        if self.rule.startswith("equal"):
+            self.frontend_writes()                                     # so that `incarnations` is what the front-end has
+            verb, sid, incarnation, *fields = msgpack.unpackb(header)
+            public = sid[:8]
+            if verb == Verb.HELLO and sid and self.incarnations.get(public) == incarnation:
+                if self.rule == "equal passed over":
+                    return
+                self.raised[public] += 1                               # now the front-end takes it to be above
+            header = msgpack.packb([verb, sid, incarnation + self.raised[public], *fields])
+        self.sessions.receive(wire.fd, wire.accept_count, wire.rid, header, records)
 
     def frontend_writes(self) -> None:
         for rid, header, records in self.sessions.take_output():
-            verb, sid, incarnation, *_ = msgpack.unpackb(header)
+            verb, sid, incarnation, *fields = msgpack.unpackb(header)
+            if self.raised[sid]:
+                incarnation -= self.raised[sid]
+                header = msgpack.packb([verb, sid, incarnation, *fields])
             if verb in (Verb.WELCOME, Verb.RESEND):
                 self.incarnations[sid] = incarnation
             wire = self.wires.get(rid)
@@ -311,8 +327,13 @@ class World:
         return first.workshop is not None and first.workshop.topology.ready and self.sessions.requests.view.ready
 
     def fault(self) -> None:
-        kind = self.rnd.choices(("frontend", "cut", "worker"), (0.02, 0.02, 0.03))[0]
-        if kind == "cut":
+        kind = self.rnd.choices(("frontend", "cut", "worker", "hello"), (0.02, 0.02, 0.03, 0.02))[0]
+        if kind == "hello":
+            client = self.rnd.choice(self.clients)
+            if client.wire is not None and client.wire.hello is not None:
+                self.counts["hello"] += 1
+                client.wire.requests.append((client.wire.hello, None))
+        elif kind == "cut":
             client = self.rnd.choice(self.clients)
             if client.wire is not None:
                 self.counts["cut"] += 1
@@ -328,7 +349,7 @@ class World:
 
     def step(self, faults: bool) -> None:
         self.now += self.rnd.choice((1000, MS // 10, 5 * MS))
-        if faults and self.rnd.random() < 0.07:
+        if faults and self.rnd.random() < 0.09:
             self.fault()
             return
         actor = self.rnd.randrange(8)
