@@ -17,6 +17,8 @@ cdef struct Source:                     # where a request came from, and what it
     uint32_t verb
     bint has_session                    # 16 bytes; HELLO may have none
     bint readable                       # the header begins as it should
+    bint has_number                     # `number` is that of a request, which an ERROR to it carries
+    uint64_t number
 
 
 cdef class Outbox:

@@ -237,7 +237,7 @@ cdef class Outbox:
     cdef void error_head(
         self, Session* s, const Source* source, uint32_t code, uint64_t incarnation, Buffer* header
     ) noexcept nogil:
-        """[ERROR, public half, incarnation, nil, code, and the text is still to come."""
+        """[ERROR, public half, incarnation, request number or nil, code, and the text is still to come."""
         cdef uint8_t[8] public
         cdef int i
         for i in range(8):
@@ -247,7 +247,10 @@ cdef class Outbox:
         mp_uint(header, ERROR)
         mp_bin(header, public, 8 if source.readable and source.has_session else 0)
         mp_uint(header, incarnation if source.readable else 0)
-        mp_nil(header)
+        if source.has_number:
+            mp_uint(header, source.number)
+        else:
+            mp_nil(header)
         mp_str(header, self.codes[code].code, self.codes[code].code_size)
 
     cdef void add_error(self, Session* s, const Source* source, Buffer* header) noexcept nogil:

@@ -32,8 +32,9 @@ cdef class Sessions(Membership):
 
     # private
     cdef int read_head(self, Reader* r, Source* source) noexcept nogil
+    cdef void read_number(self, Reader* r, Source* source, int fields) noexcept nogil
     cdef void judge(
-        self, const Source* source, Reader* r, int fields, int frames, const uint8_t* header, size_t header_size,
+        self, Source* source, Reader* r, int fields, int frames, const uint8_t* header, size_t header_size,
         const uint8_t* records, size_t records_size
     ) noexcept nogil
     cdef void publish(

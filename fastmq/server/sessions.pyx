@@ -87,9 +87,11 @@ cdef class Sessions(Membership):
         source.accept_count = accept_count
         source.rid = rid
         source.rid_size = <uint32_t> rid_size
-        reader_init(&r, header, header_size if header_size <= HEADER_SIZE_MAX and frames > 0 else 0)
+        reader_init(&r, header, header_size if frames > 0 else 0)
         fields = self.read_head(&r, &source)
-        if fields < 0 or frames < 1 or frames > 2:
+        if fields < 0 or frames < 1 or frames > 2 or header_size > HEADER_SIZE_MAX:
+            if fields > 0:
+                self.read_number(&r, &source, fields)
             self.refuse_frames(NULL, &source, frames, header_size)
         elif source.verb == HELLO and frames == 1:
             self.cold_hello(&source, header, header_size)
@@ -109,6 +111,7 @@ cdef class Sessions(Membership):
         source.proof = 0
         source.has_session = False
         source.readable = False
+        source.has_number = False
         id = mp_read_bin(r, &size)
         source.incarnation = mp_read_uint(r)
         if r.error or count < 3 or (size != 16 and (size != 0 or verb != HELLO)):
@@ -121,8 +124,15 @@ cdef class Sessions(Membership):
                 source.proof = source.proof << 8 | id[8 + i]
         return <int> count - 3
 
+    cdef void read_number(self, Reader* r, Source* source, int fields) noexcept nogil:
+        """The request number that follows, where this verb has one: whoever waits for it is answered whatever else the header holds."""
+        if fields < 1 or source.verb == HELLO or source.verb == PUBLISH or source.verb == SETTLE or source.verb == BYE:
+            return
+        source.number = mp_read_uint(r)
+        source.has_number = not r.error
+
     cdef void judge(
-        self, const Source* source, Reader* r, int fields, int frames, const uint8_t* header, size_t header_size,
+        self, Source* source, Reader* r, int fields, int frames, const uint8_t* header, size_t header_size,
         const uint8_t* records, size_t records_size
     ) noexcept nogil:
         """Whether a request belongs to a session as it is now; then it is done."""
@@ -141,12 +151,14 @@ cdef class Sessions(Membership):
             self.answer_code(s, source, BAD_INCARNATION, s.incarnation)
         elif source.verb == PUBLISH:
             self.publish(s, source, r, fields, frames, records, records_size)
-        elif frames != 1:
-            self.refuse_frames(s, source, frames, 0)
-        elif source.verb == SETTLE:
+        elif source.verb == SETTLE and frames == 1:
             self.settle(s, source, r, fields)
         else:
-            self.cold(s, source, header, header_size)
+            self.read_number(r, source, fields)
+            if frames == 1:
+                self.cold(s, source, header, header_size)
+            else:
+                self.refuse_frames(s, source, frames, 0)
 
     cdef void publish(
         self, Session* s, const Source* source, Reader* r, int fields, int frames, const uint8_t* records, size_t records_size

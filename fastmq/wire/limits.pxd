@@ -9,6 +9,8 @@ cpdef enum Limit:
     BATCH_COUNT_MAX = 65535                 # records of one PUBLISH
     SETTLE_RANGES_MAX = 65536               # ranges and exceptions of one SETTLE
     OPTIONS_MAX = 32                        # keys of an options map
+    TEXT_SIZE_MAX = 4096                    # bytes of a str or bin in a request other than PUBLISH and SETTLE
+    ELEMENTS_MAX = 64                       # elements of an array or map in one
     WORKERS_MAX = 32                        # an account of open publishes has a bit for each
     SHARDS_MAX = 1024
     CONSUMERS_MAX = 16384                   # of one session

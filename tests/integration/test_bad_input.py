@@ -151,7 +151,10 @@ def test_names_that_are_too_long_are_refused(bare):
 def test_header_that_is_too_large_is_refused(bare):
     bare.raw(raw_header(bare, b"\x01" + b"\xdb" + struct.pack(">I", 2**20) + bytes(2**20), 5))
     assert bare.error() == "too-large"
-    assert bare.refused(Verb.STATUS, {f"k{n}": n for n in range(33)}) == "too-large"
+    for keys in (33, 65, 30_000):
+        assert bare.refused(Verb.STATUS, {f"k{n}": n for n in range(keys)}) == "too-large"
+    for size in (4097, 2_000_000):
+        assert bare.refused(Verb.DECLARE_QUEUE, "x" * size, {}) == "too-large"
     bare.alive()
 
 

@@ -1,5 +1,6 @@
 """Sessions: consumers, deliveries, single messages, and what becomes of requests when workers die."""
 
+import msgpack
 import pytest
 from front_desk import CONSUME, COUNTS, DELIVER, REQUEST, RUN, Desk, Peer, record
 
@@ -388,6 +389,45 @@ def test_settle_is_limited():
     for _ in range(20):
         desk.turn()
     assert len(desk.sent(0, LinkKind.L_SETTLE)) == 1
+
+
+# ---- what is wrong with a request is told to whom waits for its number
+
+@pytest.mark.parametrize("tail, code", [
+    (msgpack.packb("x" * 5000), "too-large"),
+    (msgpack.packb({"x": b"x" * 5000}), "too-large"),
+    (msgpack.packb({f"k{n}": n for n in range(65)}), "too-large"),
+    (msgpack.packb({f"k{n}": n for n in range(33)}), "too-large"),
+    (msgpack.packb(b"x" * 2**20), "too-large"),
+    (b"\x82\xa1a\x01\xa1a\x02", "bad-request"),
+    (b"\x81\x01\x01", "bad-request"),
+    (b"\xc7\xff\x05" + bytes(255), "bad-request"),
+    (b"\xdf\x7f\xff\xff\xff", "bad-request"),
+    (b"\x81\xa2\xff\xfe\x01", "bad-request"),
+    (b"\x80\x80", "bad-request"),
+    (b"", "bad-request"),
+], ids=["text", "bin", "65 keys", "33 keys", "header", "key twice", "key of a number", "ext", "long map", "not UTF-8", "behind", "cut"])
+def test_request_that_cannot_be_read_is_refused_by_its_number(tail, code):
+    desk = Desk()
+    peer = desk.peer()
+    header = b"\x95" + b"".join(msgpack.packb(value) for value in (int(Verb.STATUS), peer.session, peer.incarnation, 2**40)) + tail
+    desk.sessions.receive(peer.fd, 1, peer.rid, header)
+    answer, = peer.take()
+    assert (answer[0], answer[2:5]) == (Verb.ERROR, [peer.incarnation, 2**40, code])
+    assert peer.ok(Verb.STATUS, {})
+
+
+def test_request_of_two_frames_or_an_unknown_verb_is_refused_by_its_number():
+    desk = Desk()
+    peer = desk.peer()
+    peer.send(Verb.STATUS, 5, {}, records=b"x")
+    peer.send(99, 6)
+    peer.send(99, "six")
+    peer.send(Verb.SETTLE, 7)
+    peer.send(Verb.PUBLISH, 8)
+    assert [frame[3:5] for frame in peer.take()] == [
+        [5, "bad-request"], [6, "unknown-verb"], [None, "unknown-verb"], [None, "bad-request"], [None, "bad-request"],
+    ]
 
 
 # ---- status
