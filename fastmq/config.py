@@ -34,6 +34,7 @@ class Config:
     publisher_keep_s: float = _setting(3600.0, "how long a shard remembers what a publisher sent last", low=1, high=10**7)
     publishers_max: int = _setting(10000, "publishers that one shard remembers", low=1, high=10**7)
     sessions_max: int = _setting(20000, "sessions of one front-end", low=1, high=10**6)
+    connection_sessions_max: int = _setting(16, "sessions of one connection, those it has left behind included", low=1, high=10**6)
     queues_max: int = _setting(1_000_000, "queues", low=1, high=10**8)
     exchanges_max: int = _setting(100_000, "exchanges", low=1, high=10**8)
     bindings_max: int = _setting(2_000_000, "bindings", low=1, high=10**8)

@@ -17,15 +17,22 @@ cdef class Membership(Outbox):
     cdef IdMap by_fd                    # fd + 1 -> Session* that lives on it
     cdef dict _vanished                 # sids without a connection, in the order they lost it
     cdef dict _spare                    # those of them that owned no queues then, in the same order
+    cdef dict _homes                    # sid -> (descriptor, accept count) of the connection of its last HELLO, which may be gone
+    cdef dict _at_home                  # the other way round: -> how many they are
+    cdef dict _spare_at_home            # and -> those of them in `_spare`, in the same order
     # counters, of requests
     cdef readonly uint64_t bad_requests
     cdef readonly uint64_t stale
     cdef readonly uint64_t no_session
     cdef readonly uint64_t bad_incarnation
+    cdef readonly uint64_t sessions_refused     # HELLOs, for want of room
 
     cdef void lose_connection(self, int fd, uint32_t accept_count) noexcept nogil
     cdef void cold_hello(self, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil
     cdef void hello(self, const Source* source, bytes header) except *
+    cdef void make_room(self, const Source* source) except *
+    cdef void move_home(self, uint64_t sid, tuple home)
+    cdef void set_spare(self, uint64_t sid, bint spare)
     cdef Session* open_session(self, uint64_t sid, uint64_t proof) except NULL
     cdef void accept(self, Session* s, const Source* source, uint32_t incarnation, str name) except *
     cdef void leave_connection(self, Session* s) noexcept nogil

@@ -2,7 +2,8 @@
 
 Owns: which session lives on which connection, and those that have none any more. Rules: HELLO is the only way in; one that is not above the
 session's incarnation changes nothing; a session belongs to the connection (descriptor and accept count) of its last HELLO; without one it is
-kept for `resume_s`, or until its place is needed, unless it owns queues. Runs in front-ends.
+kept for `resume_s`, or until its place is needed, unless it owns queues. A connection that begins another session leaves the one before it
+behind, and may have so many. Runs in front-ends.
 
                  HELLO, proof good                connection lost, or a client that does not read
     (unknown) ---------------------> connected -----------------------------------------------------> vanished
@@ -43,6 +44,9 @@ cdef class Membership(Outbox):
     def __cinit__(self, *args, **kwargs):
         self._vanished = {}
         self._spare = {}
+        self._homes = {}
+        self._at_home = {}
+        self._spare_at_home = {}
         self.events_endpoint = ""
 
     def __dealloc__(self):
@@ -74,6 +78,7 @@ cdef class Membership(Outbox):
         if not source.has_session:
             if source.incarnation != 0:
                 raise Refused("a HELLO without a session id has incarnation 0", "bad-request")
+            self.make_room(source)
             sid = self.new_sid()
             s = self.open_session(sid, self.proof_of(sid))
             self.accept(s, source, 1, name)
@@ -90,6 +95,8 @@ cdef class Membership(Outbox):
         if not 0 < source.incarnation <= INCARNATION_MAX:
             self.bad_incarnation += 1
             raise Refused(f"incarnation {source.incarnation}: a HELLO has one from 1 to {int(INCARNATION_MAX)}", "bad-incarnation")
+        if s == NULL or self._homes.get(source.sid) != (source.fd, source.accept_count):
+            self.make_room(source)
         if s == NULL:
             s = self.open_session(source.sid, source.proof)
         self.accept(s, source, <uint32_t> source.incarnation, name)
@@ -105,17 +112,64 @@ cdef class Membership(Outbox):
         """The other half of the session id."""
         return int.from_bytes(hashlib.blake2b(sid.to_bytes(8), key=self._key, digest_size=8).digest())
 
+    cdef void make_room(self, const Source* source) except *:
+        """See that the connection has room for one session more. The longest there that owns nothing goes; raises Refused if all own queues."""
+        cdef Session* s = <Session*> <size_t> idmap_get(&self.by_fd, source.fd + 1, 0)
+        home = source.fd, source.accept_count
+        if self._at_home.get(home, 0) < self.config.connection_sessions_max:
+            return
+        spare = self._spare_at_home.get(home, ())
+        sid = next(iter(spare), 0)
+        while sid and self.requests.owns_queues(sid):       # since then
+            self.set_spare(sid, False)
+            sid = next(iter(spare), 0)
+        if not sid and s != NULL and s.accept_count == source.accept_count and not self.requests.owns_queues(s.sid):
+            sid = s.sid
+        if sid:
+            s = self.find(sid)
+            self.vanish(s)
+            self.forget(s)
+            return
+        self.sessions_refused += 1
+        raise Refused(
+            f"this connection has begun {self._at_home[home]} sessions that own exclusive queues, as many as connection_sessions_max "
+            f"allows; those that it has left behind end after resume_s", "limit")
+
+    cdef void move_home(self, uint64_t sid, tuple home):
+        """The session belongs to another connection from now on; None: it is forgotten."""
+        old = self._homes.pop(sid, None)
+        if old is not None:
+            self._at_home[old] -= 1
+            if self._at_home[old] == 0:
+                del self._at_home[old]
+        if home is not None:
+            self._homes[sid] = home
+            self._at_home[home] = self._at_home.get(home, 0) + 1
+
+    cdef void set_spare(self, uint64_t sid, bint spare):
+        """Whether the session may go when room is needed; before its home changes."""
+        home = self._homes.get(sid)
+        if spare:
+            self._spare[sid] = None
+            self._spare_at_home.setdefault(home, {})[sid] = None
+        elif sid in self._spare:
+            del self._spare[sid]
+            del self._spare_at_home[home][sid]
+            if not self._spare_at_home[home]:
+                del self._spare_at_home[home]
+
     cdef Session* open_session(self, uint64_t sid, uint64_t proof) except NULL:
         """A session without a connection. Where there are as many as allowed, one that lost its connection long ago and owns nothing goes."""
         cdef Session* s
         if self.by_sid.count >= <size_t> self.config.sessions_max:
             while self._spare:
                 old = next(iter(self._spare))
-                del self._spare[old]
+                self.set_spare(old, False)
                 if not self.requests.owns_queues(old):
                     self.forget(self.find(old))
                     break
             else:
+                self.sessions_refused += 1
                 raise Refused(f"there are {self.by_sid.count} sessions, as many as sessions_max allows", "limit")
         s = <Session*> calloc(1, sizeof(Session))
         if s == NULL:
@@ -142,9 +196,10 @@ cdef class Membership(Outbox):
             self.end_at_workers(s, False)
         self.leave_connection(s)
         self._vanished.pop(s.sid, None)
-        self._spare.pop(s.sid, None)
+        self.set_spare(s.sid, False)
         if not idmap_put(&self.by_fd, source.fd + 1, <uint64_t> <size_t> s):
             raise MemoryError
+        self.move_home(s.sid, (source.fd, source.accept_count))
         s.fd = source.fd
         s.accept_count = source.accept_count
         s.rid_size = source.rid_size
@@ -193,7 +248,7 @@ cdef class Membership(Outbox):
         except Exception:
             log.exception("the end of a session's connection")
         if not self.requests.owns_queues(s.sid):
-            self._spare[s.sid] = None
+            self.set_spare(s.sid, True)
 
     cdef void forget(self, Session* s) noexcept nogil:
         """Nothing is left of the session here."""
@@ -201,7 +256,8 @@ cdef class Membership(Outbox):
         idmap_remove(&self.by_sid, s.sid)
         with gil:
             self._vanished.pop(s.sid, None)
-            self._spare.pop(s.sid, None)
+            self.set_spare(s.sid, False)
+            self.move_home(s.sid, None)
         s.ended = True
         self.free_if_ended(s)
 

@@ -417,10 +417,11 @@ cdef class Sessions(Membership):
         """What has happened since this process began, for `status`."""
         publishing, live = self.publishing, self.live
         return {
-            "sessions": self.by_sid.count, "requests": self.received, "bad_requests": self.bad_requests, "stale": self.stale,
-            "no_session": self.no_session, "bad_incarnation": self.bad_incarnation, "published": publishing.published,
-            "refused": publishing.refused, "over_window": publishing.over_window, "unroutable": publishing.unroutable,
-            "delivered": self.delivered, "deliveries_dropped": self.deliveries_dropped, "settles_dropped": self.settling.dropped,
-            "clients_too_slow": self.too_slow, "clients_unreachable": self.unreachable, "answers_dropped": self.strays_dropped,
-            "live_patterns": len(live), "events_sent": live.events_sent, "events_dropped": live.events_dropped,
+            "sessions": self.by_sid.count, "sessions_refused": self.sessions_refused, "requests": self.received,
+            "bad_requests": self.bad_requests, "stale": self.stale, "no_session": self.no_session, "bad_incarnation": self.bad_incarnation,
+            "published": publishing.published, "refused": publishing.refused, "over_window": publishing.over_window,
+            "unroutable": publishing.unroutable, "delivered": self.delivered, "deliveries_dropped": self.deliveries_dropped,
+            "settles_dropped": self.settling.dropped, "clients_too_slow": self.too_slow, "clients_unreachable": self.unreachable,
+            "answers_dropped": self.strays_dropped, "live_patterns": len(live), "events_sent": live.events_sent,
+            "events_dropped": live.events_dropped,
         }

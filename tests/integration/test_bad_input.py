@@ -264,14 +264,17 @@ def test_sessions_by_the_thousand_are_forgotten_or_refused(broker, watch):
     growth.stays_below(30 * MB)
 
 
-def test_refusing_sessions_beyond_the_limit_costs_little():
+@pytest.mark.parametrize("limit", ["sessions_max", "connection_sessions_max"])
+def test_refusing_sessions_beyond_the_limit_costs_little(limit):
     """Sessions that were left behind and own queues are kept for a while: each HELLO beyond them must not look through all of them."""
     count = 1500
-    with fastmq.Broker(workers=1, sessions_max=count) as broker, Bare(broker) as bare:
+    settings = {"connection_sessions_max": 2 * count, limit: count}
+    with fastmq.Broker(workers=1, **settings) as broker, Bare(broker) as bare:
         began = time.monotonic()
         for _ in range(count - 1):
             bare.ok(Verb.DECLARE_QUEUE, "", {"exclusive": True})
             bare.hello()
+        bare.ok(Verb.DECLARE_QUEUE, "", {"exclusive": True})
         filled = time.monotonic() - began
         began = time.monotonic()
         for _ in range(count):

@@ -239,6 +239,63 @@ def test_session_that_owns_a_queue_does_not_give_way():
     assert error_code(Peer(desk, 9).hello()) == "limit"
 
 
+def owners_on(desk: Desk, count: int) -> list[Peer]:
+    """Sessions that one connection has begun one after the other, each with a queue of its own."""
+    found = []
+    for number in range(count):
+        found.append(Peer(desk, 7))
+        assert found[-1].hello()[0] == Verb.WELCOME
+        found[-1].ok(Verb.DECLARE_QUEUE, f"own{number}", {"exclusive": True})
+    return found
+
+
+def test_sessions_of_one_connection_are_limited_and_leave_room_for_others():
+    desk = Desk(settings={"connection_sessions_max": 3, "sessions_max": 5})
+    first, second, third = owners_on(desk, 3)
+    answer = Peer(desk, 7).hello()
+    assert error_code(answer) == "limit"
+    assert "connection_sessions_max" in answer[5]
+    assert desk.sessions.counters()["sessions_refused"] == 1
+    assert third.ok(Verb.STATUS, {}), "the session that is there lives on"
+    assert Peer(desk, 8).hello()[0] == Verb.WELCOME
+    assert first.hello()[0] == Verb.WELCOME, "those that it has left behind can be taken up again"
+    assert first.ok(Verb.GET, "own0") is None
+    first.send(Verb.BYE)
+    assert Peer(desk, 7).hello()[0] == Verb.WELCOME
+    assert second.hello()[0] == Verb.WELCOME
+    assert len(desk.sessions) == 4
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_session_that_owns_nothing_gives_way_to_the_next_one_of_its_connection(limit):
+    desk = Desk(settings={"connection_sessions_max": limit})
+    owners = owners_on(desk, limit - 1)
+    for _ in range(20):
+        last = Peer(desk, 7)
+        assert last.hello()[0] == Verb.WELCOME
+    assert len(desk.sessions) == limit
+    assert desk.sent(0, LinkKind.L_SESSION_END)
+    for owner in owners:
+        assert owner.hello()[0] == Verb.WELCOME
+    assert last.hello()[0] == Verb.WELCOME
+
+
+def test_session_counts_where_its_last_hello_came_from():
+    desk = Desk(settings={"connection_sessions_max": 2})
+    first, second = owners_on(desk, 2)
+    other = Peer(desk, 8)
+    assert other.hello(first.session, first.incarnation + 1)[0] == Verb.WELCOME
+    third = Peer(desk, 7)
+    assert third.hello()[0] == Verb.WELCOME, "its place is free"
+    third.ok(Verb.DECLARE_QUEUE, "own2", {"exclusive": True})
+    assert error_code(Peer(desk, 7).hello(first.session, first.incarnation + 2)) == "limit"
+    assert other.ok(Verb.STATUS, {}), "nothing has changed for it"
+    desk.sessions.connection_lost(7, 1)
+    again = Peer(desk, 7, accept_count=2)
+    assert again.hello(second.session, second.incarnation + 1)[0] == Verb.WELCOME
+    assert Peer(desk, 7, accept_count=2).hello()[0] == Verb.WELCOME, "it is another connection"
+
+
 def test_broker_that_stops_takes_nothing_new_and_says_farewell():
     desk = Desk()
     peer = desk.peer()
