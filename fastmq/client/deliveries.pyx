@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
-from fastmq.wire.limits cimport SHARDS_MAX
+from fastmq.wire.limits cimport SETTLE_RANGES_MAX, SHARDS_MAX
 from fastmq.wire.msgpack cimport (
     Reader, mp_array, mp_bin, mp_read_array, mp_read_str, mp_read_u32, mp_read_uint, mp_str, mp_uint,
 )
@@ -14,6 +14,13 @@ from fastmq.wire.zmtp cimport zmtp_frame_head
 
 cdef enum:
     TAG_MAX = 0x3fffffffffffffff        # no broker counts that far; sums of tags cannot overflow
+    SETTLE_ENTRIES_MAX = SETTLE_RANGES_MAX >> 1     # of one SETTLE; an entry has at most 26 bytes, so that HEADER_SIZE_MAX is kept too
+
+
+cdef struct SettlePlace:                # how far the settlements are written
+    uint32_t set
+    uint32_t range                      # of that set
+    uint32_t other
 
 
 # ---- runs
@@ -233,41 +240,84 @@ cdef void settles_release(Settles* s, Run* run) noexcept nogil:
         settles_except(s, run.shard, run.epoch, run.first_n + run.taken, run.first_n + run.count - 1, RELEASE)
 
 
+cdef inline uint32_t settles_take(uint32_t* at, size_t count, uint32_t* room) noexcept nogil:
+    """As many of the `count` things from `at` on as there is room for; `at` and `room` are behind them then."""
+    cdef uint32_t taken = min(<uint32_t> count - at[0], room[0])
+    at[0] += taken
+    room[0] -= taken
+    return taken
+
+
+cdef uint32_t settles_fit(const Settles* s, SettlePlace* at) noexcept nogil:
+    """Move `at` over what one SETTLE holds; in how many groups that is."""
+    cdef uint32_t room = SETTLE_ENTRIES_MAX, groups = 0
+    cdef const SettleSet* set
+    while at.set < s.count and room > 1:
+        set = &s.sets[at.set]
+        room -= 1
+        groups += 1
+        settles_take(&at.range, set.ranges.size // sizeof(SettleRange), &room)
+        settles_take(&at.other, set.exceptions.size // sizeof(SettleOther), &room)
+        if at.range < set.ranges.size // sizeof(SettleRange) or at.other < set.exceptions.size // sizeof(SettleOther):
+            break
+        at.set += 1
+        at.range = 0
+        at.other = 0
+    return groups
+
+
+cdef void settles_group(const SettleSet* set, Buffer* header, const SettlePlace* start, const SettlePlace* end) noexcept nogil:
+    """[shard, epoch, up_to, [[first, last]...], [[first, last, action]...]], from one place of the set to the other."""
+    cdef const SettleRange* range_ = <const SettleRange*> set.ranges.data
+    cdef const SettleOther* other = <const SettleOther*> set.exceptions.data
+    cdef uint32_t i
+    mp_array(header, 5)
+    mp_uint(header, set.shard)
+    mp_uint(header, set.epoch)
+    mp_uint(header, 0)
+    mp_array(header, end.range - start.range)
+    for i in range(start.range, end.range):
+        mp_array(header, 2)
+        mp_uint(header, range_[i].first)
+        mp_uint(header, range_[i].last)
+    mp_array(header, end.other - start.other)
+    for i in range(start.other, end.other):
+        mp_array(header, 3)
+        mp_uint(header, other[i].first)
+        mp_uint(header, other[i].last)
+        mp_uint(header, other[i].action)
+
+
 cdef void settles_write(Settles* s, Buffer* header, Buffer* out, const uint8_t* session, uint64_t incarnation) noexcept nogil:
-    """One SETTLE: [verb, session, incarnation, [[shard, epoch, up_to, [[first, last]...], [[first, last, action]...]]...]]."""
-    cdef uint32_t i, j, count
-    cdef SettleSet* at
-    cdef SettleRange* range_
-    cdef SettleOther* other
-    buffer_clear(header)
-    mp_array(header, 4)
-    mp_uint(header, SETTLE)
-    mp_bin(header, session, 16)
-    mp_uint(header, incarnation)
-    mp_array(header, s.count)
-    for i in range(s.count):
-        at = &s.sets[i]
-        mp_array(header, 5)
-        mp_uint(header, at.shard)
-        mp_uint(header, at.epoch)
-        mp_uint(header, 0)
-        count = <uint32_t> (at.ranges.size // sizeof(SettleRange))
-        range_ = <SettleRange*> at.ranges.data
-        mp_array(header, count)
-        for j in range(count):
-            mp_array(header, 2)
-            mp_uint(header, range_[j].first)
-            mp_uint(header, range_[j].last)
-        count = <uint32_t> (at.exceptions.size // sizeof(SettleOther))
-        other = <SettleOther*> at.exceptions.data
-        mp_array(header, count)
-        for j in range(count):
-            mp_array(header, 3)
-            mp_uint(header, other[j].first)
-            mp_uint(header, other[j].last)
-            mp_uint(header, other[j].action)
-    zmtp_frame_head(out, header.size, False)
-    buffer_add(out, header.data, header.size)
+    """One SETTLE, [verb, session, incarnation, [group...]], or as many as the broker's limits make of it."""
+    cdef SettlePlace start, end, stop
+    cdef const SettleSet* set
+    cdef uint32_t groups, _
+    memset(&start, 0, sizeof(SettlePlace))
+    end = start
+    while True:
+        groups = settles_fit(s, &end)
+        buffer_clear(header)
+        mp_array(header, 4)
+        mp_uint(header, SETTLE)
+        mp_bin(header, session, 16)
+        mp_uint(header, incarnation)
+        mp_array(header, groups)
+        for _ in range(groups):
+            set = &s.sets[start.set]
+            stop = end
+            if start.set != end.set:
+                stop.range = <uint32_t> (set.ranges.size // sizeof(SettleRange))
+                stop.other = <uint32_t> (set.exceptions.size // sizeof(SettleOther))
+            settles_group(set, header, &start, &stop)
+            start.set += 1
+            start.range = 0
+            start.other = 0
+        start = end
+        zmtp_frame_head(out, header.size, False)
+        buffer_add(out, header.data, header.size)
+        if end.set == s.count:
+            break
     settles_clear(s)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import pytest
-from client_script import SESSION, Script, record
+from client_script import SESSION, Script, frames_of, record
 
 from fastmq.client.core import ClientCore
 from fastmq.client.deliveries import ConsumerPhase
 from fastmq.client.session import Phase
+from fastmq.wire.limits import Limit
 from fastmq.wire.verbs import SettleAction, Verb
 
 SECOND_NS = 10**9
@@ -379,6 +381,36 @@ def test_closing_cancels_then_releases_what_was_not_seen() -> None:
     assert settle[2] == [[3, 7, 0, [], [[4, 5, SettleAction.RELEASE]]]]
     script.say(Verb.REPLY, cancel[2], None)
     assert script.core.consumer_phase(number) == (ConsumerPhase.CONSUMER_ENDED, None)
+
+
+@pytest.mark.parametrize(("count", "shards", "settles"), [(32_766, 1, 1), (32_767, 1, 1), (32_768, 1, 2), (32_768, 3, 2), (75_000, 2, 3)])
+def test_more_settlements_than_the_broker_takes_at_once_are_several_settles(count: int, shards: int, settles: int) -> None:
+    """Tags as scattered and as large as they become: each SETTLE keeps to the limits, each tag is settled once and as it was meant."""
+    script = Script()
+    numbers = [consuming(script, Limit.CONSUMER_WINDOW_MAX) for _ in range(2)]
+    wanted = {}
+    for start in range(0, count, 1000):
+        tags = [(3 + n * shards // count, 2**61 + 2 * n) for n in range(start, min(start + 1000, count))]
+        deliver(script, *(run(numbers[start // 1000 % 2], n, 1, shard=shard, epoch=2**61) for shard, n in tags), body=b"")
+    for shard, epoch, n, generation, *_ in (delivery for number in numbers for delivery in script.core.take_deliveries(number)):
+        wanted[shard, n] = n // 2 % 3
+        script.core.settle_tag(shard, epoch, n, wanted[shard, n], generation)
+    settled = {}
+    headers = [header for header, in frames_of(script.core.take_output(script.now))]
+    assert len(headers) == settles
+    for header in headers:
+        assert len(header) <= Limit.HEADER_SIZE_MAX
+        groups = msgpack.unpackb(header)[3]
+        assert sum(1 + len(ranges) + len(exceptions) for _, _, _, ranges, exceptions in groups) <= Limit.SETTLE_RANGES_MAX
+        for shard, epoch, up_to, ranges, exceptions in groups:
+            assert (epoch, up_to) == (2**61, 0)
+            assert ranges or exceptions
+            for first, last, action in [*((*each, 0) for each in ranges), *exceptions]:
+                assert first == last
+                assert (shard, first) not in settled
+                settled[shard, first] = action
+    assert settled == wanted
+    assert script.sent() == []
 
 
 def test_deliveries_for_nobody_are_released() -> None:
