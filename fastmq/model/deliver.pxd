@@ -206,14 +206,24 @@ cdef inline void delivery_lend(ShardState* s, Consumer* c, Outstanding* e, const
 
 # ---- turns
 
-cdef inline uint32_t consumer_give(ShardState* s, Queue* q, Consumer* c, uint64_t count) noexcept nogil:
-    """Deliver at most `count` messages to an open consumer, as far as its window reaches; how many it got."""
+cdef inline uint64_t pump_room(const ShardState* s) noexcept nogil:
+    """Bytes that one pump may still deliver."""
+    cdef uint64_t limit = PUMP_DELIVERIES_MAX * s.delivery_size_max, used = s.pumped_bytes + s.delivery.size
+    return limit - used if used < limit else 0
+
+
+cdef inline uint32_t consumer_give(
+    ShardState* s, Queue* q, Consumer* c, uint64_t count, uint64_t size
+) noexcept nogil:
+    """Deliver at most `count` messages to an open consumer, as far as its window reaches and until they have `size`
+    bytes; how many it got."""
     cdef Delivery* d = &s.delivery
     cdef uint32_t given = 0
+    cdef uint64_t before = c.bytes
     cdef const Slot* slot
     cdef Outstanding* e
     cdef const Hold* hold
-    while given < count:
+    while given < count and c.bytes - before < size:
         slot = queue_peek(q)
         if slot == NULL or not consumer_fits(c, slot_size(slot)):
             break
@@ -245,12 +255,15 @@ cdef inline void consumer_turn(Consumer* c, bint kept) noexcept nogil:
         consumer_open(c)                                    # behind the others
 
 
-cdef inline uint32_t consumer_deal(ShardState* s, Queue* q, Consumer* c, uint64_t block) noexcept nogil:
-    """An open consumer's turn: at most `block` messages. It stays the next one when the queue ran out before it had
-    them: so a remainder goes to each in turn, and shares are equal however few messages come at a time."""
+cdef inline uint32_t consumer_deal(
+    ShardState* s, Queue* q, Consumer* c, uint64_t block, uint64_t size
+) noexcept nogil:
+    """An open consumer's turn: at most `block` messages, until they have `size` bytes. It stays the next one
+    when the queue ran out before it had them: so a remainder goes to each in turn, and shares are equal however few
+    messages come at a time."""
     cdef ChangeDeliver change
     change.first_tag = s.outstanding.next_tag
-    change.count = consumer_give(s, q, c, block)
+    change.count = consumer_give(s, q, c, block, size)
     if change.count == 0:
         return 0
     change.turn_kept = change.count < block and queue_peek(q) == NULL
@@ -265,11 +278,11 @@ cdef inline uint32_t consumer_deal(ShardState* s, Queue* q, Consumer* c, uint64_
 
 
 cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noexcept nogil:
-    """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together. How many
-    went out."""
+    """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together, and an
+    equal part of the bytes that the pump has room for. How many went out."""
     cdef uint32_t consumers = q.open_count, given = 0
     cdef uint64_t block = (queue_ready(q) + consumers - 1) // consumers
-    cdef uint64_t share = count_max // consumers
+    cdef uint64_t share = count_max // consumers, size = pump_room(s) // consumers + 1
     cdef Consumer* c = q.open_first
     cdef Consumer* following
     if share == 0:
@@ -277,21 +290,21 @@ cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noe
     if block > share:
         block = share
     for _ in range(consumers):
-        if given >= count_max or queue_peek(q) == NULL:
+        if given >= count_max or queue_peek(q) == NULL or (given and pump_room(s) == 0):
             break
         following = c.open_next                             # at the end of its turn it moves to the end
-        given += consumer_deal(s, q, c, block)
+        given += consumer_deal(s, q, c, block, size)
         c = following
     return given
 
 
 cdef inline bint pump_queues(ShardState* s) noexcept nogil:
-    """Deliver from the queues that have something to deliver, at most pump_count_max messages; True: there is more to
-    do."""
+    """Deliver from the queues that have something to deliver, at most pump_count_max messages, as far as its room
+    reaches; True: there is more to do."""
     cdef uint32_t left = s.pump_count_max, given
     cdef Queue* q
     s.pumped_bytes = 0
-    while s.dirty_first != NULL and left and not s.failed and s.pumped_bytes < PUMP_DELIVERIES_MAX * s.delivery_size_max:
+    while s.dirty_first != NULL and left and not s.failed and pump_room(s):
         q = s.dirty_first
         queue_calm(s, q)
         if q.open_count == 0:

@@ -154,7 +154,7 @@ cdef inline int replay_consumer(ShardState* s, Session* session, const RecordHea
         c = <Consumer*> idmap_get(&session.consumers, deliver.consumer, 0)
         if c == NULL or c.queue != q or not c.is_open:
             return -1
-        if deliver.count == 0 or consumer_give(s, q, c, deliver.count) != deliver.count:
+        if deliver.count == 0 or consumer_give(s, q, c, deliver.count, <uint64_t> -1) != deliver.count:
             return -1
         consumer_turn(c, deliver.turn_kept != 0)
         return 0

@@ -31,8 +31,8 @@ cdef enum:
     GARBAGE_STEP_COUNT = 4096   # messages of purged queues given back in one pump
     COMPACT_STEP_COUNT = 512    # slots looked at in one pump
     COMPACT_SLACK_BYTES = 4194304
-    PUMP_COUNT_MAX = 4096       # messages delivered in one pump
-    PUMP_DELIVERIES_MAX = 16    # full deliveries in one pump
+    PUMP_COUNT_MAX = 4096       # messages delivered in one pump,
+    PUMP_DELIVERIES_MAX = 4     # and about how many full deliveries of them
     TICK_COUNT_MAX = 256        # publishers and queues that one tick handles
 
 

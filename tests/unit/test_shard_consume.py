@@ -1,6 +1,8 @@
 """From queues to consumers: windows, turns, runs, GET, cancel, exclusive, sessions that end."""
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from shard_driver import NACK, RELEASE, Driver, record
 
@@ -116,6 +118,27 @@ def test_pump_does_bounded_work_and_says_there_is_more() -> None:
         steps.append(len(driver.told().delivered))
     steps.append(len(driver.told().delivered))
     assert steps == [10, 10, 5]
+
+
+@pytest.mark.parametrize("size", [10, 400, 900, 990, 5000])
+def test_pump_does_bounded_work_in_bytes_too_and_shares_stay_equal(size: int) -> None:
+    """What is ready at once for both is four times what one pump delivers, or little more than that."""
+    driver = Driver(pump_count_max=1000, delivery_size_max=1000)
+    driver.declare(1)
+    driver.consume(A, 1, 1)
+    driver.consume(B, 1, 1)
+    count = 2 * (4000 // size + 1)
+    driver.publish(PUBLISHER, 1, [1], [record(bytes(size))] * count)
+    got = Counter({A: 0, B: 0})
+    more, pumps = True, 0
+    while more:
+        more = driver.shard.pump(driver.now_ns)
+        told = driver.told()
+        assert sum(bytes_ for _, bytes_ in told.deliveries) <= 4000 + 2 * (size + 20), "four full deliveries, and one message more for each"
+        got.update(message.sid for message in told.delivered)
+        pumps += 1
+    assert got == {A: count // 2, B: count // 2}
+    assert pumps > 1
 
 
 def test_consumer_of_a_missing_queue_or_of_a_number_in_use_is_refused(driver: Driver) -> None:
