@@ -14,6 +14,7 @@ from world import MS, Client, World
 
 from fastmq.client.session import Phase
 from fastmq.wire.link import LinkKind
+from fastmq.wire.shards import shard_of
 from fastmq.wire.verbs import SettleAction, Verb
 
 PUBLISHES, STEPS = 60, 900
@@ -34,6 +35,10 @@ class Simulation:
         self.routes = {name: ("", queue, [name]) for name, queue in self.queues.items()}
         self.routes["f"] = ("fan", "x", ["a", "b", "c"])
         self.routes["g"] = ("gone", "x", ["b"])
+        # bound to `b` all the time, and now and then to others: on its worker in another shard, and elsewhere
+        self.routes["m"] = ("moves", "x", ["b"])
+        self.aside = next(name for name in (f"aside{i}" for i in range(1000)) if self.is_beside(name, self.queues["b"]))
+        self.move_request: int | None = None
         self.routes["nowhere"] = ("", "no such queue", [])
         self.taken: dict[str, list[bytes]] = defaultdict(list)         # queue -> first deliveries, in order
         self.seen: dict[str, Counter[bytes]] = defaultdict(Counter)
@@ -42,11 +47,17 @@ class Simulation:
         self.numbers: dict[int, str] = {}
         self.declare()
 
+    def is_beside(self, name: str, other: str) -> bool:
+        """Whether two queues lie in different shards of one worker."""
+        first, second = (shard_of("/", queue, self.world.SHARDS) for queue in (name, other))
+        return first != second and self.world.map[first] == self.world.map[second]
+
     def declare(self) -> None:
-        requests = [(Verb.DECLARE_QUEUE, [name, {}]) for name in (*self.queues.values(), self.flaky)]
-        requests += [(Verb.DECLARE_EXCHANGE, [name, "fanout", {}]) for name in ("fan", "gone")]
+        requests = [(Verb.DECLARE_QUEUE, [name, {}]) for name in (*self.queues.values(), self.flaky, self.aside)]
+        requests += [(Verb.DECLARE_EXCHANGE, [name, "fanout", {}]) for name in ("fan", "gone", "moves")]
         requests += [(Verb.BIND, ["queue", queue, "fan", "", {}]) for queue in self.queues.values()]
         requests += [(Verb.BIND, ["queue", queue, "gone", "", {}]) for queue in (self.queues["b"], self.flaky)]
+        requests += [(Verb.BIND, ["queue", self.queues["b"], "moves", "", {}])]
         for verb, fields in requests:
             answer = None
 
@@ -109,6 +120,13 @@ class Simulation:
             request += queue.id.to_bytes(8, "little") + (1).to_bytes(4, "little") + queue.shard.to_bytes(2, "little") + bytes(2)
         shard.handle(0, kind, request, world.now // MS, world.now)
 
+    def move(self) -> None:
+        """The exchange `moves` gets another binding, or loses one, when the change before is done."""
+        core = self.consumer.core
+        if self.move_request is None or core.answer(self.move_request) is not None:
+            verb, queue = self.world.rnd.choice((Verb.BIND, Verb.UNBIND)), self.world.rnd.choice((self.aside, self.queues["c"]))
+            self.move_request = core.request(verb, ["queue", queue, "moves", "", {}], self.world.now)
+
     def run(self) -> Counter:
         world, rnd = self.world, self.world.rnd
         for _ in range(STEPS):
@@ -120,6 +138,8 @@ class Simulation:
                 self.consume()
             elif choice < 0.39:
                 self.flake()
+            elif choice < 0.43:
+                self.move()
 
         def at_rest() -> bool:
             self.publish()
@@ -155,7 +175,7 @@ class Simulation:
         for sequence, (destination, body) in self.publisher.sent.items():
             queues = self.routes[destination][2]
             if sequence in refused:
-                self.wrong["refused but there"] += len(queues) == 1 and bool(self.seen[queues[0]][body])
+                self.wrong["refused but there"] += destination in "abcg" and bool(self.seen[queues[0]][body])
                 self.wrong["refused without a reason"] += destination in "abcf" and refused[sequence] not in ("late", "unknown")
             else:
                 self.wrong["confirmed that had no queue"] += not queues
