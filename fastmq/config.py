@@ -10,6 +10,9 @@ from typing import Any
 
 from fastmq.errors import BadArgument
 
+UNIX_EVENTS = ".events"     # behind the path of the socket for commands
+UNIX_PATH_SIZE_MAX = 107    # bytes; Linux has room for 108 with the last NUL
+
 
 def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None, flag: bool = False) -> Any:
     return field(default=default, metadata={"help": help, "low": low, "high": high, "flag": flag})
@@ -24,6 +27,11 @@ class Config:
     events_port: int = _setting(
         -1, "port for live events; -1: the port for commands + 1, or a free one where that is free", low=-1, high=65535, flag=True
     )
+    unix: str = _setting(
+        "", "path of a unix socket for commands, with one for live events beside it (PATH.events); @NAME: abstract ones, without a file; "
+        "empty: none", flag=True
+    )
+    unix_mode: str = _setting("0600", "permissions of the unix sockets, octal as for chmod: who may write may connect", flag=True)
     workers: int = _setting(0, "worker processes; 0: the number of cores less one, at least 1", low=0, high=32, flag=True)
     shards: int = _setting(64, "shards, fixed when a data directory is made", low=1, high=1024)
     data_dir: str = _setting("", "directory for what must survive a restart; empty: nothing is kept", flag=True)
@@ -55,6 +63,32 @@ class Config:
                 raise BadArgument(f"setting {item.name}={value!r} must lie between {low} and {high}")
         if self.ring_size & (self.ring_size - 1):
             raise BadArgument(f"setting ring_size={self.ring_size} must be a power of two")
+        if self.unix:
+            self._check_unix()
+
+    def _check_unix(self) -> None:
+        """The path made absolute, because clients are told where the events are; and short enough for the system."""
+        if "\0" in self.unix or self.unix == "@":
+            raise BadArgument(f"setting unix={self.unix!r} is not a path")
+        if not self.unix.startswith("@"):
+            object.__setattr__(self, "unix", os.path.abspath(self.unix))
+        size, size_max = len(os.fsencode(self.unix)), UNIX_PATH_SIZE_MAX - len(UNIX_EVENTS)
+        if size > size_max:
+            raise BadArgument(f"setting unix={self.unix!r} has {size} bytes; the path of a socket may have {size_max}")
+        if not 3 <= len(self.unix_mode) <= 4 or not set(self.unix_mode) <= set("01234567") or int(self.unix_mode, 8) > 0o777:
+            raise BadArgument(f"setting unix_mode={self.unix_mode!r} must be octal, like 0600 or 0660")
+
+    @property
+    def unix_events(self) -> str:
+        """The path of the unix socket for live events."""
+        return self.unix + UNIX_EVENTS
+
+    @property
+    def unix_url(self) -> str | None:
+        """What clients connect to over the unix socket; None: there is none."""
+        from urllib.parse import quote
+
+        return "fastmq+unix://" + quote(self.unix, safe="/@") if self.unix else None
 
     @property
     def worker_count(self) -> int:

@@ -1,19 +1,31 @@
-"""A small tcp proxy that can cut, stall and count, to stand between a client and a broker."""
+"""A small proxy that can cut, stall and count, to stand between a client and a broker."""
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import threading
 
 
 class Proxy:
-    """Forwards 127.0.0.1:port to a target. `cut()` ends all connections now; `stall` stops forwarding; `refuse` closes new ones at once."""
+    """Forwards `url` to a target: a host and port over tcp, or the name of an abstract unix socket over another one.
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    `cut()` ends all connections now; `stall` stops forwarding; `refuse` closes new ones at once.
+    """
+
+    def __init__(self, target: tuple[str, int] | str) -> None:
         self.target = target
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
+        if isinstance(target, str):
+            self.listener = socket.socket(socket.AF_UNIX)
+            name = f"fastmq-proxy-{os.urandom(8).hex()}"
+            self.listener.bind("\0" + name)
+            self.listener.listen()
+            self.port, self.url = 0, f"fastmq+unix://@{name}"
+        else:
+            self.listener = socket.create_server(("127.0.0.1", 0))
+            self.port = self.listener.getsockname()[1]
+            self.url = f"fastmq://127.0.0.1:{self.port}"
         self.stall = False
         self.refuse = False
         self.accepted = 0
@@ -56,20 +68,29 @@ class Proxy:
 
     def _accept(self) -> None:
         client, _ = self.listener.accept()
+        if not isinstance(self.target, str):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.accepted += 1
         if self.refuse:
             client.close()
             return
         try:
-            server = socket.create_connection(self.target, 5)
+            server = self._connect()
         except OSError:
             client.close()
             return
-        for sock in (client, server):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._pairs[client] = server
             self._pairs[server] = client
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self.target, str):
+            server = socket.socket(socket.AF_UNIX)
+            server.connect("\0" + self.target.removeprefix("@"))
+            return server
+        server = socket.create_connection(self.target, 5)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return server
 
     def _forward(self, sock: socket.socket) -> None:
         with self._lock:

@@ -49,7 +49,7 @@ class QueueInfo(NamedTuple):
 
 
 def connect(url: str = "fastmq://127.0.0.1:7400/", timeout: float = 10) -> Client:
-    """Connect to the broker at `url` (fastmq://host:port/vhost) and return a Client, which threads may share.
+    """Connect to the broker at `url` (fastmq://host:port/vhost, fastmq+unix:///path?vhost=name) and return a Client, which threads may share.
 
     `timeout` (seconds) bounds the connecting, and later each call that waits for the broker: while it cannot be reached the client goes on
     trying, and the calls wait that long. Raises ConnectionFailed when no broker is there, Refused or NotFound when it does not want this

@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from fastmq.client.peer cimport BREAK_ENDED, NEVER, WAIT_SENT, WAIT_UP, Peer, reason_of
 from fastmq.client.posix cimport (
     MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, POLLIN, POLLOUT, SHUT_RDWR, SHUT_WR, block_signals, clock_ns, cond_init, cond_wait_ns, is_again,
-    is_interrupted,    poll_ns, pollfd, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy, pthread_mutex_init, read, recv, send,
+    is_interrupted, poll_ns, pollfd, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy, pthread_mutex_init, read, recv, send,
     shutdown, write,
 )
 from fastmq.wire.zmtp cimport zmtp_drop_sent, zmtp_next_part, zmtp_received, zmtp_room, zmtp_room_size, zmtp_sent, zmtp_unsent

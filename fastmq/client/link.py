@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -20,12 +21,28 @@ PAUSE_MAX_S = 1.0
 CONNECT_S = 5.0
 
 
-def open_socket(host: str, port: int, timeout: float) -> socket.socket:
-    """A connected tcp socket, non-blocking; raises OSError."""
-    sock = socket.create_connection((host, port), timeout)
+def open_socket(address: Address, timeout: float) -> socket.socket:
+    """A connected socket, non-blocking; raises OSError."""
+    if address.path:
+        return open_unix_socket(address.path, timeout)
+    sock = socket.create_connection((address.host, address.port), timeout)
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return sock
+
+
+def open_unix_socket(path: str, timeout: float) -> socket.socket:
+    """A non-blocking connect would fail where many wait to be accepted, and settimeout() makes it one: the kernel's own limit waits."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        whole = int(timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", whole, max(1, int((timeout - whole) * 1e6))))
+        sock.connect("\0" + path[1:] if path.startswith("@") else path)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -33,7 +50,11 @@ def reason(error: OSError) -> str:
     """What an OSError of connecting means, as a sentence's end."""
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there; start a broker with `fastmq serve`"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, FileNotFoundError):
+        return "there is no such socket; start a broker with `fastmq serve --unix`"
+    if isinstance(error, PermissionError):
+        return "the permissions of the socket, or of a folder above it, do not let this user in"
+    if isinstance(error, TimeoutError | BlockingIOError):
         return "nothing answers there"
     return error.strerror or str(error)
 
@@ -56,7 +77,7 @@ class Link:
     def connect(self, timeout: float) -> None:
         """Make the first command connection, in the calling thread, in place of one that failed; raises OSError."""
         self._close_socket(self._commands)
-        self._attach(self._commands, self._address.host, self._address.port, timeout)
+        self._attach(self._commands, self._address, timeout)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="fastmq-client", daemon=True)
@@ -96,7 +117,7 @@ class Link:
         connection.pause(min(PAUSE_MAX_S, PAUSE_MIN_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
         try:
             if connection is self._commands:
-                self._attach(connection, self._address.host, self._address.port, CONNECT_S)
+                self._attach(connection, self._address, CONNECT_S)
             else:
                 self._attach_events()
         except OSError as error:
@@ -112,7 +133,7 @@ class Link:
         self._events_session = client._ask_for_topics()
         endpoint = client._events_endpoint
         del client
-        self._attach(self._events, *parse_endpoint(endpoint, self._address.host), CONNECT_S)
+        self._attach(self._events, parse_endpoint(endpoint, self._address), CONNECT_S)
         self._failures[id(self._events)] = 0
 
     def _subscribe_again(self) -> None:
@@ -121,8 +142,8 @@ class Link:
         if client is not None and not self._events.is_dormant and self._events_session != client._welcomes:
             self._events.cut_off()
 
-    def _attach(self, connection: Connection, host: str, port: int, timeout: float) -> None:
-        sock = open_socket(host, port, timeout)
+    def _attach(self, connection: Connection, address: Address, timeout: float) -> None:
+        sock = open_socket(address, timeout)
         if self._closed.is_set():
             sock.close()
             return

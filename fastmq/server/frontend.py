@@ -25,6 +25,7 @@ from fastmq.server.events import EventsThread
 from fastmq.server.frontend_loop import MONITORED, FrontendLoop
 from fastmq.server.live import SUBSCRIPTION_SIZE_MAX
 from fastmq.server.sessions import Sessions
+from fastmq.server.unix_socket import CannotListen, SocketFile, bind_unix
 from fastmq.wire.limits import Limit
 
 TICK_NS = 100_000_000           # between two ticks
@@ -42,10 +43,6 @@ RECEIVE_MARK = 256              # messages of one connection that libzmq reads a
 DESCRIPTORS_SPARE = 64          # that are not for clients
 
 log = logging.getLogger(__name__)
-
-
-class CannotListen(Exception):
-    """An address cannot be bound, for a reason that an operator can understand."""
 
 
 def raise_descriptor_limit(config: Config) -> None:
@@ -133,6 +130,10 @@ class Frontend:
         if events_port < 0:
             events_port = port + 1 if port else 0
         self.events_port = bind(self._xpub, host, events_port, start["bind_retry_s"], "events_port")
+        self._files: list[SocketFile] = []
+        if config.unix:
+            self._files += bind_unix(self._router, config.unix, int(config.unix_mode, 8))
+            self._files += bind_unix(self._xpub, config.unix_events, int(config.unix_mode, 8))
 
         memory, self._own_bell, events_bell = make_link_fds(4 * config.ring_size)
         self._events_bells = [self._own_bell, events_bell]
@@ -145,6 +146,8 @@ class Frontend:
             config, epoch=start["epoch"], key=start["key"], workers=start["workers"], map=start["map"], events_link=link
         )
         self._sessions.events_endpoint = f"tcp://{f'[{host}]' if ':' in host else host}:{self.events_port}"
+        if config.unix:
+            self._sessions.unix_events_endpoint = f"ipc://{config.unix_events}"
         self._loop = FrontendLoop(self._sessions, self._router, self._monitors[0])
         self._sessions.requests.loop_counters = self._counters
         self._accept_failed = 0
@@ -232,6 +235,8 @@ class Frontend:
     def close(self) -> None:
         """Give libzmq a moment for what it holds, then close everything."""
         self._events.stop()
+        for file in self._files:            # while they are still listened on, so that nobody else takes them for a dead broker's
+            file.remove()
         for socket in (self._router, self._xpub):
             socket.disable_monitor()
         self._router.close(linger=LINGER_MS)

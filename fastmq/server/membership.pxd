@@ -12,6 +12,7 @@ cdef class Membership(Outbox):
     cdef readonly object requests       # server.requests.Requests: what is not on the hot path
     cdef readonly object config
     cdef public str events_endpoint     # where the XPUB socket is bound, for WELCOME
+    cdef public str unix_events_endpoint    # the same for sessions over a unix socket; "": there is none
     cdef bytes _key
     cdef object _random
     cdef IdMap by_fd                    # fd + 1 -> Session* that lives on it

@@ -34,6 +34,19 @@ from fastmq.server.requests import LIMITS, VHOSTS, read_hello
 log = logging.getLogger(__name__)
 
 
+cdef extern from * nogil:
+    """
+    #include <sys/socket.h>
+
+    static inline int socket_is_unix(int fd) {
+        int domain = 0;
+        socklen_t size = sizeof(domain);
+        return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
+    }
+    """
+    bint socket_is_unix(int fd)         # False for a descriptor that is closed by now
+
+
 cdef enum:
     INCARNATION_MAX = 0x7fffffff        # of a HELLO; RESENDs count on from there
 
@@ -48,6 +61,7 @@ cdef class Membership(Outbox):
         self._at_home = {}
         self._spare_at_home = {}
         self.events_endpoint = ""
+        self.unix_events_endpoint = ""
 
     def __dealloc__(self):
         idmap_free(&self.by_fd)
@@ -209,10 +223,11 @@ cdef class Membership(Outbox):
         s.told_closing = False
         self.requests.session_began(s.sid, incarnation, name)
         packb = msgpack.packb
+        over_unix = self.unix_events_endpoint and socket_is_unix(source.fd)
         self.say(s, WELCOME, 6, b"".join((
             packb(s.sid.to_bytes(8) + s.proof.to_bytes(8)), packb(int(PROTOCOL_VERSION)),
             packb(LIMITS),
-            packb(s.account.told), packb(s.account.told_bytes), packb(self.events_endpoint))))
+            packb(s.account.told), packb(s.account.told_bytes), packb(self.unix_events_endpoint if over_unix else self.events_endpoint))))
 
     cdef void leave_connection(self, Session* s) noexcept nogil:
         """The session has no connection; what waits to be sent and what is open is forgotten."""

@@ -20,6 +20,7 @@ class Sessions:
     serving: bool
     out_of_memory: bool
     events_endpoint: str
+    unix_events_endpoint: str
 
     def __init__(
         self,

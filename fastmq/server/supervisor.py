@@ -299,6 +299,8 @@ class Supervisor:
             os.write(1, f"ready fastmq://{host}:{self.port} events={self.events_port}\n".encode())
         except OSError:
             log("nobody reads standard output")
+        if self.config.unix:
+            log(f"ready also at {self.config.unix_url}")
 
     def _ended(self, child: Child) -> None:
         """A child's process has ended: what it said last is heard, the other ends are told, and it is started again in its time."""

@@ -15,6 +15,7 @@ from proxy import Proxy
 from waiting import wait_until
 
 import fastmq
+from fastmq.client.url import parse_url
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +32,19 @@ def broker() -> Iterator[fastmq.Broker]:
 
 
 @pytest.fixture
-def mq(broker: fastmq.Broker) -> Iterator[fastmq.Client]:
-    with fastmq.connect(broker.url) as mq:
+def mq(request: pytest.FixtureRequest, broker: fastmq.Broker) -> Iterator[fastmq.Client]:
+    """Over tcp, unless the test is marked with `transports`."""
+    with fastmq.connect(url_of(broker, getattr(request, "param", "tcp"))) as mq:
         yield mq
+
+
+def url_of(broker: fastmq.Broker, transport: str) -> str:
+    url = broker.url if transport == "tcp" else broker.unix_url
+    assert url
+    return url
+
+
+transports = pytest.mark.parametrize("mq", ["tcp", "unix"], indirect=True)
 
 
 @pytest.fixture
@@ -51,13 +62,13 @@ def counts(mq: fastmq.Client, queue: str) -> tuple[int, int]:
     return found["messages_ready"], found["messages_unacknowledged"]
 
 
-def proxied(broker: fastmq.Broker) -> tuple[Proxy, str]:
-    port = urlsplit(broker.url).port
-    assert port
-    proxy = Proxy(("127.0.0.1", port))
-    return proxy, f"fastmq://127.0.0.1:{proxy.port}"
+def proxied(broker: fastmq.Broker, transport: str = "tcp") -> tuple[Proxy, str]:
+    address = parse_url(url_of(broker, transport))
+    proxy = Proxy(address.path or (address.host, address.port))
+    return proxy, proxy.url
 
 
+@transports
 def test_messages_go_through_a_topic_exchange_with_all_they_carry(mq: fastmq.Client, queue: str) -> None:
     mq.declare_exchange("client-logs", "topic")
     mq.bind_queue(queue, "client-logs", "*.error")
@@ -80,6 +91,7 @@ def test_messages_go_through_a_topic_exchange_with_all_they_carry(mq: fastmq.Cli
     mq.delete_exchange("client-logs")
 
 
+@transports
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65_535, 65_536, 1_000_000, 20_000_000])
 def test_bodies_of_every_size(mq: fastmq.Client, queue: str, size: int) -> None:
     body = random.Random(size).randbytes(size)
@@ -191,6 +203,7 @@ def test_deleting_a_queue_ends_its_consumers(mq: fastmq.Client) -> None:
         next(messages)
 
 
+@transports
 def test_live_events_exact_and_topic(mq: fastmq.Client, queue: str) -> None:
     exact, topic = mq.subscribe(queue, timeout=5), mq.subscribe("a.*", exchange="amq.topic", kind="topic", timeout=5)
     for i in range(500):
@@ -247,14 +260,16 @@ def test_threads_share_a_client(broker: fastmq.Broker, mq: fastmq.Client, queue:
     wait_until(lambda: counts(mq, queue) == (0, 0))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_cut_connections_lose_and_double_nothing(broker: fastmq.Broker, mq: fastmq.Client, queue: str, seed: int) -> None:
+@pytest.mark.parametrize(("transport", "seed"), [("tcp", 1), ("tcp", 2), ("unix", 1), ("unix", 2)])
+def test_cut_connections_lose_and_double_nothing(
+    broker: fastmq.Broker, mq: fastmq.Client, queue: str, transport: str, seed: int
+) -> None:
     """Both ends are cut at random, ten times each; every message comes, in order, and is in the queue once."""
     rnd, published, cuts = random.Random(seed), 0, 10
     firsts: list[int] = []
     doubled: list[bytes] = []
     ended, stop = threading.Event(), threading.Event()
-    (front, front_url), (back, back_url) = proxied(broker), proxied(broker)
+    (front, front_url), (back, back_url) = proxied(broker, transport), proxied(broker, transport)
 
     def cut() -> None:
         while not stop.wait(rnd.uniform(0.001, 0.03)):

@@ -141,7 +141,8 @@ sys.stdin.read()
 """
 
 
-def test_killed_consumer_gives_its_messages_back_within_100_ms(broker):
+@pytest.mark.parametrize("transport", ["url", "unix_url"])
+def test_killed_consumer_gives_its_messages_back_within_100_ms(broker, transport):
     times = []
     with fastmq.connect(broker.url) as mq:
         mq.declare_queue("jobs")
@@ -149,7 +150,7 @@ def test_killed_consumer_gives_its_messages_back_within_100_ms(broker):
             for n in range(50):
                 mq.publish("jobs", b"%d" % n)
             mq.flush()
-            holder = subprocess.Popen([sys.executable, "-c", HOLDER, broker.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            holder = subprocess.Popen([sys.executable, "-c", HOLDER, getattr(broker, transport)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert holder.stdout.readline() == b"holding\n"
             assert mq.get("jobs") is None
             killed = time.monotonic()

@@ -43,7 +43,7 @@ def bare(tmp_path_factory):
     assert "ModuleNotFoundError: No module named 'fastmq'" in found.stderr
 
     def start(name, url, queue, count):
-        endpoint = url.replace("fastmq://", "tcp://").rstrip("/")
+        endpoint = url.replace("fastmq://", "tcp://").replace("fastmq+unix://", "ipc://").rstrip("/")
         arguments = [python, "-I", folder / name, endpoint, queue, str(count)]
         return subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -69,12 +69,14 @@ def test_program_in_the_document_is_the_one_in_examples_and_short(name):
     assert "fastmq" not in printed(name)
 
 
-def test_producer_and_consumer_move_each_message_once(bare):
+@pytest.mark.parametrize("transport", ["url", "unix_url"])
+def test_producer_and_consumer_move_each_message_once(bare, transport):
     count = 2000
     with fastmq.Broker(workers=1) as broker, fastmq.connect(broker.url) as mq:
-        consumer = bare("bare_consumer.py", broker.url, "jobs", count)
+        url = getattr(broker, transport)
+        consumer = bare("bare_consumer.py", url, "jobs", count)
         wait_until(lambda: consumers_of(mq, "jobs") == 1, what="the consumer has declared its queue and consumes", timeout=30)
-        producer = bare("bare_producer.py", broker.url, "jobs", count)
+        producer = bare("bare_producer.py", url, "jobs", count)
         assert finish(producer) == f"{count} confirmed, 0 refused\n"
         assert finish(consumer).splitlines() == [f"message {n}" for n in range(1, count + 1)]
         wait_until(lambda: totals(mq, "jobs") == (0, 0, 0), what="everything is acknowledged, and the consumer has said BYE")

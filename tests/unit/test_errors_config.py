@@ -31,7 +31,8 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path):
     "text, names",
     [
         ("porrt = 1", "porrt"), ('port = "x"', "port"), ("port = 70000", "port"), ("port = ", "TOML"), ("port = true", "port"),
-        ("ring_size = 5000", "power of two"),
+        ("ring_size = 5000", "power of two"), ('unix = "@"', "unix"), (f'unix = "/{"x" * 100}"', "101 bytes"), ('unix = "a\\u0000"', "unix"),
+        ('unix = "x"\nunix_mode = "0800"', "unix_mode"), ('unix = "x"\nunix_mode = "4755"', "unix_mode"), ("unix_mode = 600", "unix_mode"),
     ],
 )
 def test_bad_setting_is_named(tmp_path, text, names):
@@ -39,6 +40,15 @@ def test_bad_setting_is_named(tmp_path, text, names):
     path.write_text(text)
     with pytest.raises(BadArgument, match=names):
         Config.load(path, environ={})
+
+
+def test_unix_socket_has_an_absolute_path_and_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = Config(unix="a b?")
+    assert (config.unix, config.unix_events) == (f"{tmp_path}/a b?", f"{tmp_path}/a b?.events")
+    assert config.unix_url == f"fastmq+unix://{tmp_path}/a%20b%3F"
+    assert Config(unix="@name").unix_url == "fastmq+unix://@name"
+    assert Config().unix_url is None
 
 
 def test_missing_file_is_named(tmp_path):
