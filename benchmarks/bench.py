@@ -11,7 +11,7 @@ folder. Exit status: 0 all bounds kept, 1 a bound missed or a load void, 2 wrong
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ LOADS: tuple[Load, ...] = (
     *LOADS_OF_TRIE, *LOADS_OF_REST,
 )  # fmt: skip
 FILE = Path("bench.json")
+COLUMNS = ("load", "figure", "measured", "against", "ratio", "bound", "")
 TABLE_WIDTH = 190  # where no terminal sets one
 
 
@@ -60,22 +61,35 @@ class Report:
         voids = any(result.void for _, result in self.results)
         return 1 if voids or not all(line.kept(result.value(line)) for result, line in needed) else 0
 
-    def table(self) -> Table:
-        about = self.about
-        where = f"{about['machine']['cores']} cores, {about['machine']['cpu']}, Linux {about['machine']['kernel']}"
-        told = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        title = f"{where}\n{told}\nmedians of {about['rounds']} rounds in turn (least - most)"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        for column in ("load", "figure", "measured", "against", "ratio", "bound", ""):
-            table.add_column(column, justify="right" if column == "ratio" else "left")
+    def rows(self) -> Iterator[Sequence[str]]:
+        """The table's lines, below COLUMNS."""
         for load, result in self.results:
             if why := result.void or result.missing:
                 kind = "void" if result.void else "not measured"
-                table.add_row(load.name, load.title, Text(f"{kind}: {why}"), "", "", "", kind.upper())
+                yield load.name, load.title, f"{kind}: {why}", "", "", "", kind.upper()
                 continue
             for line in load.lines:
-                table.add_row(*(Text(cell) for cell in cells(load, line, result)))
+                yield cells(load, line, result)
+
+    def where(self) -> str:
+        """The machine, and the versions of everything."""
+        machine, versions = self.about["machine"], self.about["versions"]
+        told = ", ".join(f"{name} {version}" for name, version in versions.items())
+        return f"{machine['cores']} cores, {machine['cpu']}, Linux {machine['kernel']}\n{told}"
+
+    def table(self) -> Table:
+        title = f"{self.where()}\nmedians of {self.about['rounds']} rounds in turn (least - most)"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+        for column in COLUMNS:
+            table.add_column(column, justify="right" if column == "ratio" else "left")
+        for row in self.rows():
+            table.add_row(*map(Text, row))
         return table
+
+    def markdown(self) -> str:
+        """The same for a document."""
+        lines = [COLUMNS, ["---"] * len(COLUMNS), *self.rows()]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def cells(load: Load, line: Line, result: Result) -> Sequence[str]:
@@ -141,6 +155,7 @@ def usage() -> argparse.Namespace:
     parser.add_argument("load", nargs="*", help="what to run; everything if nothing is named")
     parser.add_argument("--rounds", type=int, default=3, help="rounds A B (default 3)")
     parser.add_argument("--list", action="store_true", help="list the loads and their bounds, and run nothing")
+    parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     parser.add_argument("--scale", type=float, default=1.0, help="this share of the messages, to try a load and not to measure it")
     given = parser.parse_args()
     if unknown := set(given.load) - {load.name for load in LOADS}:
@@ -167,7 +182,9 @@ def main() -> int:
         print("stopped", file=sys.stderr)
         return 130
     finally:
-        if report.results:
+        if report.results and given.markdown:
+            print(report.markdown())
+        elif report.results:
             Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False).print(report.table())
     return report.status
 

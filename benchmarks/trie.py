@@ -24,7 +24,7 @@ class Patterns:
 
     def __init__(self, count: int) -> None:
         size = 1
-        while (size + 1) ** WORDS * 10 < 16 * count:
+        while (size + 2) ** WORDS * 10 <= 16 * count:
             size += 1
         self.words = [*(b"word-%x" % number for number in range(size)), b"*"]
         seeded = random.Random(SEED)
