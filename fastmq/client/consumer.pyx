@@ -1,7 +1,6 @@
 """Consumers as iterators: see consumer.pxd."""
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport free
 
 from fastmq.client.connection cimport WAITED, WAITED_TIMEOUT, Connection
 from fastmq.client.deliveries cimport CONSUMER_ENDED, Run, run_exchange, run_free

@@ -75,7 +75,7 @@ cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil
 cdef void zmtp_free(Zmtp* z) noexcept nogil
 cdef void zmtp_start(Zmtp* z) noexcept nogil                        # a new connection: forget all, write the greeting to `out`
 cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil        # where up to `size` received bytes may be put; NULL: no memory
-cdef uint8_t* zmtp_take_block(Zmtp* z) noexcept nogil               # of the message handed out; the caller's from now on (free). NULL: no memory
+cdef uint8_t* zmtp_take_block(Zmtp* z) noexcept nogil               # of the message handed out, the caller's from now on; NULL: no memory
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
 cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
 cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # its `size` bytes must follow
