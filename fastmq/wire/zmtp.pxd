@@ -1,9 +1,9 @@
 # ZMTP 3.x (https://rfc.zeromq.org/spec/23/), the NULL mechanism, in the roles DEALER and SUB: bytes <-> messages of frames.
 #
 # Owns the bytes of one connection in both directions. Rules: no I/O, no clock, no GIL; a peer's sizes are limited before anything is
-# allocated, and memory grows only as bytes arrive; a large body is not copied: bytes of another's can be attached to those that are to be
-# sent, and who reads a large message may take the block it lies in; whatever the peer sends ends in a message, a command that is answered here, or an
-# error, after which nothing more is read. Version 3.0 is announced, so that subscriptions are messages in both directions.
+# allocated, and memory grows only as bytes arrive; a large body is not copied: somebody else's bytes can be attached to those that are to be
+# sent, and who reads a large message may take the block it lies in; whatever the peer sends ends in a message, a command that is answered
+# here, or an error, after which nothing more is read. Version 3.0 is announced, so that subscriptions are messages in both directions.
 #
 #   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> OPENED | MESSAGE | WAIT | an error)...]... -> zmtp_start or zmtp_free
 from libc.stdint cimport uint8_t, uint64_t
