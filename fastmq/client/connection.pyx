@@ -9,7 +9,7 @@ from fastmq.client.posix cimport (
     is_interrupted, poll_ns, pollfd, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy, pthread_mutex_init, read, recv, send,
     shutdown, write,
 )
-from fastmq.wire.zmtp cimport zmtp_drop_sent, zmtp_next_part, zmtp_received, zmtp_room, zmtp_room_size, zmtp_sent, zmtp_unsent
+from fastmq.wire.zmtp cimport zmtp_drop_sent, zmtp_next_part, zmtp_read_room, zmtp_received, zmtp_sent, zmtp_unsent
 
 import os
 
@@ -81,8 +81,7 @@ cdef class Connection:
         for _i in range(READS_MAX):
             if self.fd < 0 or self.cut or not self.peer.wants_input():
                 break
-            at = zmtp_room(&self.peer.z, READ_SIZE)
-            room = zmtp_room_size(&self.peer.z)
+            at = zmtp_read_room(&self.peer.z, READ_SIZE, &room)
             size = recv(self.fd, at, room, MSG_DONTWAIT) if at != NULL else 0
             if size > 0:
                 heard = True

@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq.client.connection cimport WAITED, WAITED_TIMEOUT, Connection
-from fastmq.client.deliveries cimport CONSUMER_ENDED, Run, run_exchange, run_free
+from fastmq.client.deliveries cimport CONSUMER_ENDED, Run, run_exchange
 from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_CLOSED, WAIT_CONSUMING, WAIT_RUN
 from fastmq.client.posix cimport clock_ns
@@ -99,8 +99,8 @@ cdef class Consumer:
             if self.closing or self.state == NULL:
                 raise StopIteration
             self.run = NULL
-            run_free(run)
             self.origin.lock()
+            self.session.free_run(run)
             self.run = run = self.session.take_run(self.state)
             ended = self.state.phase == CONSUMER_ENDED
             if self.session.settles.ranges:

@@ -223,7 +223,7 @@ cdef class ClientCore(Session):
             if malformed:
                 return False
             if run != NULL and taken:
-                run.block = zmtp_take_block(&self.z)
+                run.block = zmtp_take_block(&self.z, &run.block_room)
             if run == NULL or taken and run.block == NULL:
                 free(run)
                 self.break_off(BREAK_NO_MEMORY)

@@ -24,6 +24,7 @@ cdef struct Run:
     uint64_t generation                 # of the connection that brought it: another one makes it stale
     const uint8_t* records
     uint8_t* block                      # that they lie in, the run's own; NULL: they lie behind it
+    size_t block_room
     size_t size                         # bytes of the records
     size_t at                           # bytes of those handed out
     uint32_t count

@@ -10,6 +10,7 @@
 #             +------------------ first with a record that has no outcome
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmq.wire.blocks cimport Blocks
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.zmtp cimport Zmtp
 
@@ -19,7 +20,6 @@ cdef enum:
     BATCH_RECORDS_MAX = 1000
     ATTACHED_MIN = 65536                # bytes of records that are sent from where they lie instead of being copied
     FAILURES_MAX = 10000                # failures kept for the next flush; above them publishing stops until they are reported
-    SPARE_BLOCKS_MAX = 8                # blocks kept for the next batches
     FAILURE_TEXT_MAX = 1024             # bytes kept of a refusal's text
 
 
@@ -71,8 +71,7 @@ cdef struct Publishes:
     Buffer header                       # of the PUBLISH being written
     Batch* attached                     # whose bytes the connection sends from where they lie; NULL: none
     bint blocked                        # a large batch waits until that has been sent
-    uint8_t* spare[8]                     # blocks of BATCH_SIZE_MAX * 2 bytes
-    int spares
+    Blocks blocks                       # for the next batches
 
 
 cdef void publishes_init(Publishes* p) noexcept nogil

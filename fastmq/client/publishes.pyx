@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
+from fastmq.wire.blocks cimport blocks_free, blocks_give, blocks_take
 from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init
 from fastmq.wire.msgpack cimport (
     Reader, mp_array, mp_bin, mp_nil, mp_read_str, mp_skip, mp_str, mp_tag, mp_take, mp_uint, reader_init,
@@ -24,9 +25,7 @@ cdef void publishes_free(Publishes* p) noexcept nogil:
     while p.head != p.tail:
         batch_free(p, p.ring[p.head & p.mask])
         p.head += 1
-    while p.spares:
-        p.spares -= 1
-        free(p.spare[p.spares])
+    blocks_free(&p.blocks)
     free(p.ring)
     buffer_free(&p.failed)
     buffer_free(&p.header)
@@ -120,16 +119,10 @@ cdef Batch* batch_new(Publishes* p, const char* exchange, uint8_t exchange_size,
     if b == NULL:
         return NULL
     buffer_init(&b.records)
-    if size <= BLOCK_SIZE and p.spares:
-        p.spares -= 1
-        b.records.data = p.spare[p.spares]
-        b.records.room = BLOCK_SIZE
-    else:
-        b.records.room = <size_t> (size if size > BLOCK_SIZE else BLOCK_SIZE)
-        b.records.data = <uint8_t*> malloc(b.records.room)
-        if b.records.data == NULL:
-            free(b)
-            return NULL
+    b.records.data = blocks_take(&p.blocks, <size_t> (size if size > BLOCK_SIZE else BLOCK_SIZE), &b.records.room)
+    if b.records.data == NULL:
+        free(b)
+        return NULL
     b.first_seq = p.next_seq
     b.sent_ns = 0
     b.decided = NULL
@@ -163,26 +156,18 @@ cdef void batch_close(Publishes* p, Batch* b) noexcept nogil:
     """No more records: a block that is mostly empty is exchanged for one that fits, so that many small batches cost what they hold."""
     cdef uint8_t* data
     p.gathering = False
-    if b.records.room == BLOCK_SIZE and b.records.size * 4 < BLOCK_SIZE:
+    if b.records.room >= BLOCK_SIZE and b.records.size * 4 < b.records.room:
         data = <uint8_t*> malloc(b.records.size)
         if data != NULL:
             memcpy(data, b.records.data, b.records.size)
-            block_give(p, b.records.data)
+            blocks_give(&p.blocks, b.records.data, b.records.room)
             b.records.data = data
             b.records.room = b.records.size
 
 
-cdef void block_give(Publishes* p, uint8_t* data) noexcept nogil:
-    if p.spares < SPARE_BLOCKS_MAX:
-        p.spare[p.spares] = data
-        p.spares += 1
-    else:
-        free(data)
-
-
 cdef void batch_free(Publishes* p, Batch* b) noexcept nogil:
-    if b.records.room == BLOCK_SIZE:
-        block_give(p, b.records.data)
+    if b.records.room >= BLOCK_SIZE:
+        blocks_give(&p.blocks, b.records.data, b.records.room)
     else:
         free(b.records.data)
     free(b.decided)

@@ -64,6 +64,7 @@ cdef class Session(Peer):
     cdef ConsumerState* consume(self, const char* queue, size_t queue_size, uint32_t window_messages, uint64_t window_bytes,
                                 bint auto_ack, uint64_t now) noexcept nogil         # NULL: no memory
     cdef Run* take_run(self, ConsumerState* c) noexcept nogil
+    cdef void free_run(self, Run* run) noexcept nogil               # its block is used again
     cdef void release_run(self, Run* run) noexcept nogil            # what of it was not handed out goes back unseen; it is freed
     cdef void close_consumer(self, ConsumerState* c, uint64_t now) noexcept nogil
     cdef void drop_consumer(self, ConsumerState* c, uint64_t now) noexcept nogil    # no object points to it any more

@@ -1,9 +1,10 @@
 """What a client says in its session, without I/O: see session.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 
 from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, SETTLE_RANGES_DUE, ConsumerState, Run, consumer_drop,
-    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, run_free, settles_ack, settles_clear,
+    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear,
     settles_except, settles_free, settles_release, settles_write,
 )
 from fastmq.client.peer cimport (
@@ -14,6 +15,7 @@ from fastmq.client.publishes cimport publishes_detach, publishes_floor, publishe
 from fastmq.client.requests cimport (
     REQUEST_WAITING, Request, request_fail, request_write, requests_find, requests_free, requests_init, requests_new, requests_remove,
 )
+from fastmq.wire.blocks cimport blocks_give
 from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free
 from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 from fastmq.wire.limits cimport CONSUMER_WINDOW_MAX, PROTOCOL_VERSION
@@ -283,7 +285,12 @@ cdef class Session(Peer):
     cdef void release_run(self, Run* run) noexcept nogil:
         if run.generation == self.generation and self.phase >= PHASE_UP:
             settles_release(&self.settles, run)
-        run_free(run)
+        self.free_run(run)
+
+    cdef void free_run(self, Run* run) noexcept nogil:
+        if run != NULL:
+            blocks_give(&self.z.blocks, run.block, run.block_room)
+            free(run)
 
     cdef void close_consumer(self, ConsumerState* c, uint64_t now) noexcept nogil:
         """CANCEL first, so that what is released does not come back at once; what waits is released behind it."""

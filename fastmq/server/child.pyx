@@ -3,6 +3,7 @@
 Owns: nothing. Rules: a child ends when the supervisor does, by two ways that do not need each other: the kernel kills it (PR_SET_PDEATHSIG;
 the supervisor starts children from its main thread, so its thread's end is its process's end), and its control socket ends. SIGINT and SIGTERM
 are blocked by the supervisor before it starts a child (a terminal and service managers send them to everybody): children stop when told.
+Freed memory is kept while there is work (a page that comes anew from the kernel costs more than copying it) and given back at rest.
 Runs in front-ends and workers, and later other children.
 """
 import os
@@ -19,12 +20,31 @@ cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_PDEATHSIG, PR_SET_NAME
 
 
+cdef extern from "<malloc.h>" nogil:
+    int mallopt(int what, int value)
+    int malloc_trim(size_t pad)
+    int M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
+
+cdef enum:
+    KEPT_SIZE_MAX = 67108864            # bytes of freed memory kept at the end of the heap
+    HEAP_BLOCK_MAX = 33554432           # larger blocks are the kernel's at once
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the kernel: for a process that has nothing to do."""
+    malloc_trim(0)
+
+
 def begin(role: str) -> tuple[Control, dict, list[int]]:
     """The control socket, whose number is the first argument of this program, and the `start` message with its descriptors.
 
     Exits when the supervisor has gone.
     """
     prctl(PR_SET_PDEATHSIG, <unsigned long> SIGKILL)
+    mallopt(M_ARENA_MAX, 1)             # what libzmq's threads allocate is freed by others: one heap for all
+    mallopt(M_MMAP_THRESHOLD, HEAP_BLOCK_MAX)
+    mallopt(M_TRIM_THRESHOLD, KEPT_SIZE_MAX)
     control = Control.inherited(int(sys.argv[1]))
     try:
         start, descriptors = control.wait()

@@ -19,7 +19,7 @@ import zmq
 from fastmq.config import Config
 from fastmq.net.arena import ArenaView
 from fastmq.net.ring import Link, make_link_fds
-from fastmq.server.child import begin
+from fastmq.server.child import begin, give_back_memory
 from fastmq.server.control import Control
 from fastmq.server.events import EventsThread
 from fastmq.server.frontend_loop import MONITORED, FrontendLoop
@@ -118,6 +118,8 @@ class Frontend:
         self._bells: dict[int, list[int]] = {}          # of each worker's link: own, its
         self._draining_until_ns = 0                     # 0: not draining
         self._stopped = False
+        self._done = 0                                  # requests and deliveries at the last tick
+        self._rested = False
         self._context: zmq.Context[Any] = zmq.Context(1)
         self._router = make_socket(self._context, zmq.ROUTER, Limit.FRAME_SIZE_MAX, config, config.send_high_water_mark)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -166,6 +168,7 @@ class Frontend:
                 self._sessions.tick(now_ns)
                 self._watch_descriptors()
                 self._watch_memory()
+                self._rest()
                 tick_at_ns = now_ns + TICK_NS
             if self._draining_until_ns:
                 tick_at_ns = min(tick_at_ns, now_ns + DRAIN_LOOK_NS)
@@ -221,6 +224,13 @@ class Frontend:
             resident = int(statm.read().split()[1]) * resource.getpagesize()
         if resident > self._memory_max:
             raise MemoryError(f"the front-end uses {resident} bytes; frontend_memory_max allows {self._memory_max}")
+
+    def _rest(self) -> None:
+        """Give memory back once, when nothing has happened since the last tick."""
+        done = self._sessions.received + self._sessions.delivered
+        if done == self._done and not self._rested:
+            give_back_memory()
+        self._rested, self._done = done == self._done, done
 
     def _look_at_bells(self) -> None:
         self._loop.look_at(self._control.fileno(), [self._own_bell, *(own for own, _ in self._bells.values())])

@@ -21,6 +21,8 @@ class Sessions:
     out_of_memory: bool
     events_endpoint: str
     unix_events_endpoint: str
+    received: int
+    delivered: int
 
     def __init__(
         self,

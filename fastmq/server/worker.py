@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmq.net.arena import ArenaMemory
 from fastmq.net.ring import Link
-from fastmq.server.child import begin
+from fastmq.server.child import begin, give_back_memory
 from fastmq.server.control import Control
 from fastmq.server.worker_loop import WorkerLoop
 from fastmq.server.workshop import Workshop
@@ -39,7 +39,8 @@ class Worker:
         os.close(arena)
         self._loop = WorkerLoop(self._workshop)
         self._bells: dict[int, list[int]] = {}      # of each front-end's link: own, its
-        self._draining = self._stopped = False
+        self._draining = self._stopped = self._rested = False
+        self._done = 0                              # messages handled at the last tick
 
     def run(self) -> None:
         """Until told to stop. EOFError and OSError: the supervisor has gone."""
@@ -55,7 +56,15 @@ class Worker:
             now_ns = time.monotonic_ns()
             if now_ns >= tick_at_ns:
                 self._workshop.tick(now_ns)
+                self._rest()
                 tick_at_ns = now_ns + TICK_NS
+
+    def _rest(self) -> None:
+        """Give memory back once, when nothing has happened since the last tick."""
+        done = self._workshop.handled
+        if done == self._done and not self._rested:
+            give_back_memory()
+        self._rested, self._done = done == self._done, done
 
     def _hear(self) -> None:
         """Do what the supervisor says."""

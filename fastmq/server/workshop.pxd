@@ -88,6 +88,7 @@ cdef class Workshop:
     cdef size_t held_size           # bytes of those effects and of the records that they point to
     cdef Buffer queues              # of the decision in hand
     cdef bint outcomes_wait         # outcomes of the turn before found no room: no delivery is made before they have left
+    cdef readonly uint64_t handled  # messages from front-ends
     cdef uint64_t appended          # log position of the last record made
     cdef uint64_t durable           # log position up to which outcomes may leave
     cdef int64_t now_ns

@@ -10,6 +10,7 @@ from fastmq.storage.log import Log
 
 class Workshop:
     failed: bool
+    handled: int
     shards: list[Shard | None]
     topology: TopologyShard | None
     log: Log

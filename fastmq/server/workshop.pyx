@@ -225,6 +225,7 @@ cdef class Workshop:
                 size += head.size
                 count += 1
             if count:
+                self.handled += count
                 (<Link> self.ports[i].link).release()
                 busy = True
         return busy

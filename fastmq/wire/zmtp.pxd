@@ -8,6 +8,7 @@
 #   zmtp_start -> [zmtp_room, zmtp_received, (zmtp_next -> OPENED | MESSAGE | WAIT | an error)...]... -> zmtp_start or zmtp_free
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmq.wire.blocks cimport Blocks, blocks_free
 from fastmq.wire.buffer cimport Buffer, buffer_drop_front, buffer_free
 
 
@@ -17,6 +18,8 @@ cdef enum:
     ZMTP_PONG_SIZE_MAX = 16             # bytes of a PING's context that are sent back
     ZMTP_OUT_MAX = 1048576              # bytes waiting to be sent above which a PING is not answered
     ZMTP_KEPT_MAX = 1048576             # bytes of a block that is kept when it is empty
+    ZMTP_WHOLE_MIN = 65536              # bytes of a frame that is read up to its end, into a block that is large enough
+    ZMTP_TRUSTED_MAX = 4194304          # bytes that a frame's head makes room for, before more of it has come
     ZMTP_TEXT_MAX = 120                 # bytes kept of what an ERROR command says
 
 
@@ -54,6 +57,7 @@ cdef struct ZmtpFrame:
 
 cdef struct Zmtp:
     Buffer received
+    Blocks blocks                       # for the next large ones
     Buffer out                          # bytes to send; `out_at` of them have been sent
     size_t out_at
     const uint8_t* attached             # somebody else's bytes to send, not NULL: behind the first `attached_after` bytes of `out`
@@ -75,7 +79,10 @@ cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil
 cdef void zmtp_free(Zmtp* z) noexcept nogil
 cdef void zmtp_start(Zmtp* z) noexcept nogil                        # a new connection: forget all, write the greeting to `out`
 cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil        # where up to `size` received bytes may be put; NULL: no memory
-cdef uint8_t* zmtp_take_block(Zmtp* z) noexcept nogil               # of the message handed out, the caller's from now on; NULL: no memory
+# As zmtp_room, for a read of about `size` bytes; `room`: how many it may be. A large frame is read up to its end, so that its block can be
+# given away.
+cdef uint8_t* zmtp_read_room(Zmtp* z, size_t size, size_t* room) noexcept nogil
+cdef uint8_t* zmtp_take_block(Zmtp* z, size_t* room) noexcept nogil  # of the message handed out, the caller's from now on; NULL: no memory
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
 cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
 cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # its `size` bytes must follow
@@ -110,11 +117,6 @@ cdef inline const uint8_t* zmtp_next_part(Zmtp* z, size_t* size) noexcept nogil:
     else:
         size[0] = z.attached_after - z.out_at
     return z.out.data + z.out_at
-
-
-cdef inline size_t zmtp_room_size(Zmtp* z) noexcept nogil:
-    """Bytes that fit where zmtp_room said."""
-    return z.received.room - z.received.size
 
 
 cdef inline void zmtp_drop_sent(Zmtp* z, size_t kept_max) noexcept nogil:

@@ -2,6 +2,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
+from fastmq.wire.blocks cimport blocks_free, blocks_give, blocks_take
 from fastmq.wire.buffer cimport (
     Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_init, buffer_reserve,
 )
@@ -23,6 +24,7 @@ cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil:
 cdef void zmtp_free(Zmtp* z) noexcept nogil:
     buffer_free(&z.received)
     buffer_free(&z.out)
+    blocks_free(&z.blocks)
 
 
 cdef void zmtp_start(Zmtp* z) noexcept nogil:
@@ -65,8 +67,25 @@ cdef void set_text(Zmtp* z, const uint8_t* at, size_t size) noexcept nogil:
 
 
 cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil:
+    drop_digested(z)
+    return buffer_reserve(&z.received, size)
+
+
+cdef uint8_t* zmtp_read_room(Zmtp* z, size_t size, size_t* room) noexcept nogil:
+    cdef uint8_t* at
+    drop_digested(z)
+    if z.wanted < z.received.size + ZMTP_WHOLE_MIN:
+        room[0] = size
+        return buffer_reserve(&z.received, size)
+    make_whole_room(z)
+    at = buffer_reserve(&z.received, 1)
+    room[0] = min(z.received.room, z.wanted) - z.received.size
+    return at
+
+
+cdef void drop_digested(Zmtp* z) noexcept nogil:
+    """What is digested goes, except the frames of a message that is not complete yet."""
     cdef size_t start = z.at, i
-    # What is digested goes, except the frames of a message that is not complete yet.
     if z.whole:
         z.whole = False
         z.frames = 0
@@ -75,25 +94,41 @@ cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil:
     if start:
         buffer_drop_front(&z.received, start)
         z.at -= start
+        z.wanted -= start if z.wanted else 0
         for i in range(<size_t> z.frames):
             z.frame[i].at -= start
     if z.received.size == 0 and z.received.room > ZMTP_KEPT_MAX:
-        buffer_free(&z.received)
-    # The rest of a large frame at once, so that its block is not moved while it grows, but not more than comes to three times what has come.
-    if z.wanted > start:
-        size = max(size, min(z.wanted - start, 4 * (z.received.size + size)) - z.received.size)
-    return buffer_reserve(&z.received, size)
+        blocks_give(&z.blocks, z.received.data, z.received.room)
+        buffer_init(&z.received)
 
 
-cdef uint8_t* zmtp_take_block(Zmtp* z) noexcept nogil:
+cdef void make_whole_room(Zmtp* z) noexcept nogil:
+    """Room for the rest of a large frame at once, so that it is not moved while it grows; for a very large one as much as has come, again."""
+    cdef size_t size = min(z.wanted, max(2 * z.received.size, <size_t> ZMTP_TRUSTED_MAX))
+    cdef size_t room = 0
+    cdef uint8_t* data
+    if size <= z.received.room:
+        return
+    data = blocks_take(&z.blocks, size, &room)
+    if data == NULL:
+        return                                          # whoever needs room says so
+    memcpy(data, z.received.data, z.received.size)
+    blocks_give(&z.blocks, z.received.data, z.received.room)
+    z.received.data = data
+    z.received.room = room
+
+
+cdef uint8_t* zmtp_take_block(Zmtp* z, size_t* room) noexcept nogil:
     cdef uint8_t* block = z.received.data
+    cdef size_t left = z.received.size - z.at
     cdef Buffer rest
     buffer_init(&rest)
-    buffer_reserve(&rest, max(z.received.size - z.at, <size_t> 1))
-    buffer_add(&rest, block + z.at, z.received.size - z.at)
-    if rest.failed:
-        buffer_free(&rest)
+    rest.data = blocks_take(&z.blocks, max(left, z.received.room // 2), &rest.room)
+    if rest.data == NULL:
         return NULL
+    memcpy(rest.data, block + z.at, left)
+    rest.size = left
+    room[0] = z.received.room
     z.received = rest
     z.at = 0
     z.wanted = 0
