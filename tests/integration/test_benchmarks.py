@@ -27,7 +27,7 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         *(
             pytest.param(name, marks=pytest.mark.needs("redis-server", package="redis-server"))
-            for name in ("queue", "streams", "queue-16k", "pingpong", "pubsub-4")
+            for name in ("queue", "streams", "queue-16k", "pingpong", "pingpong-unix", "pubsub-4")
         ),
         "spread", "route", "large", "beside", "clients", "depth", "memory", "rest",
     ],
