@@ -30,6 +30,8 @@ from rich.table import Table
 from rich.text import Text
 from trie import LOADS_OF_TRIE
 
+from fastmq import FastMQError
+
 LOADS: tuple[Load, ...] = (
     *LOADS_OF_QUEUES, *LOADS_OF_LATENCY, *LOADS_OF_PUBSUB, *LOADS_OF_LARGE, *LOADS_OF_MANY, *LOADS_OF_DEPTH, *LOADS_OF_MEMORY,
     *LOADS_OF_TRIE, *LOADS_OF_REST,
@@ -141,7 +143,7 @@ def measure(load: Load, rounds: int, scale: float, report: Report) -> None:
     try:
         with stage:
             in_turn(rounds, load.prepare(stage), result)
-    except Void as reason:
+    except (Void, FastMQError) as reason:
         result.void = str(reason)
         print(f"  void: {reason}", file=sys.stderr, flush=True)
     except Missing as reason:

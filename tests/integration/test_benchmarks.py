@@ -71,6 +71,7 @@ def made_up(folder: Path, run: str, line: str) -> subprocess.CompletedProcess[st
         ("dict(speed=149.0)", "Line('speed', 'speed', 'ours', bound=150)", 1, "MISSED"),
         ("dict(speed=1.0)", "Line('speed', 'speed', 'ours', ('theirs',))", 0, "0.01"),
         ("fail(Void('one message was lost'))", "Line('speed', 'speed', 'ours', bound=1)", 1, "void: ours: one message was lost"),
+        ("fail(bench.FastMQError('no broker'))", "Line('speed', 'speed', 'ours')", 1, "void: no broker"),
         ("fail(Missing('install it'))", "Line('speed', 'speed', 'ours', bound=1)", 2, "not measured: install it"),
         ("fail(Missing('install it'))", "Line('speed', 'speed', 'ours')", 0, "not measured: install it"),
     ],
