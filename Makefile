@@ -7,7 +7,7 @@ ifneq ($(PYTHON_ID),$(shell cat .venv/made-with 2>/dev/null))
 .PHONY: .venv/made-with
 endif
 
-.PHONY: env build demo check test test-long test-asan bench fuzz clean
+.PHONY: env build demo check test test-long test-asan bench counts fuzz clean
 env: .venv/made-with
 
 .venv/made-with: pyproject.toml
@@ -39,6 +39,9 @@ test-asan: env
 
 bench: build  # make bench ARGS='queue pingpong', or '--list'
 	$(PY) benchmarks/bench.py $(ARGS)
+
+counts: build  # a new baseline of instructions a message; needs valgrind
+	$(PY) tests/counting/instructions.py
 
 fuzz: build
 	FASTMQ_LONG=1 FASTMQ_EXAMPLES=50000 $(PY) -m pytest --timeout=0 -m fuzz $(ARGS)

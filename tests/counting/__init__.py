@@ -1,4 +1,4 @@
-"""Builds the extension that counts allocations, once for each test session."""
+"""Builds the extensions that count allocations and instructions, once for each test session."""
 
 import importlib.util
 import subprocess
@@ -10,18 +10,27 @@ BUILD = """
 import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-source, folder = sys.argv[1:]
+name, source, folder = sys.argv[1:]
 sys.argv = ["setup.py", "--quiet", "build_ext", "--build-lib", folder, "--build-temp", folder]
-setup(name="allocations", ext_modules=cythonize([Extension("allocations", [source])], build_dir=folder, language_level=3, quiet=True))
+setup(name=name, ext_modules=cythonize([Extension(name, [source])], build_dir=folder, language_level=3, quiet=True))
 """
+
+
+def build(name: str, folder: Path) -> Path:
+    """The file of the extension of tests/counting/`name`.pyx, built in `folder`."""
+    source = Path(__file__).parent / f"{name}.pyx"
+    subprocess.run([sys.executable, "-c", BUILD, name, str(source), str(folder)], check=True, cwd=source.parent)
+    return next(folder.glob(f"{name}*.so"))
+
+
+def load(name: str, file: Path) -> ModuleType:
+    """The module in a file that `build` made."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def build_allocations(folder: Path) -> ModuleType:
     """The module `allocations`, built in `folder`."""
-    source = Path(__file__).parent / "allocations.pyx"
-    subprocess.run([sys.executable, "-c", BUILD, str(source), str(folder)], check=True, cwd=source.parent)
-    found = next(folder.glob("allocations*.so"))
-    spec = importlib.util.spec_from_file_location("allocations", found)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("allocations", build("allocations", folder))
