@@ -144,12 +144,25 @@ cdef inline bint ring_pop_back(Ring* ring, Slot* out) noexcept nogil:
 #        |             +---#--> (4) {8}
 #        +----#-----> (5) --error--> (6) {7, 9}
 #
-# A node keeps its `*` and `#` children itself; children by an ordinary word are in one hash table for the whole trie, by (node,
-# word). Words are interned, with the number of edges that use them; nodes and words are cells of 32 bytes, named by a number.
+# Memory is what a match waits for, so it looks at as little of it as it can, and at as much of it at once as it can. All edges
+# are in one hash table, by (node, word), `*` and `#` being words too; four entries share a cache line, where a search nearly always
+# ends. Words are interned, with the number of edges that use them; nodes and words are cells of 32 bytes, named by a number. An
+# edge says about the node that it leads to
 #
-# A match goes through the key word by word with the set of nodes that the words so far can have reached. A `#` node, once reached,
-# stays. An ordinary node is reached only from its parent, so only `#` nodes can be met twice; a stamp tells. So each word costs at
-# most one look at each node reached, and no pattern makes it exponential.
+#     * if that is a leaf (one id, nothing behind it): the id. There is no cell, and most nodes are leaves;
+#     * else its number and its marks: whether it has a child by `*`, a child by `#`, ids; how long the rest of a key can be that
+#       one of the patterns behind it matches; and for each ordinary word by which it has a child one of 22 bits. So a match does
+#       not look at the cell, nor for most of the edges that are not there or lead to nothing.
+#
+# Marks of what was removed may remain while the node has other edges; they cost time, not results.
+#
+# The edges of a node are near each other, in the cache line that its number is hashed to, until they are more than three; then
+# they are spread, each to the line of its node and word.
+#
+# A match goes through the key word by word with the set of edges that the words so far can lead to: it begins to load all of
+# them, and only then looks at the first. A `#` node, once reached, stays. An ordinary node is reached only from its parent, so only
+# `#` nodes can be met twice; they are compared, and stamped when they are many. So each word costs at most one look at each node
+# reached, and no pattern makes it exponential.
 #
 # The hash table grows by splitting segments of at most 4,096 slots (extendible hashing) and the cells by blocks of 4,096, so no
 # single add stands still for long. What is removed is given back: an empty block, most of a nearly
@@ -166,13 +179,20 @@ cdef struct Ids:                # a growing array; {NULL, 0, 0} is an empty one
     size_t count
     size_t capacity             # items that fit; ids_free gives them back
 
+cdef enum:                      # the marks of a node; the bits above are for words
+    MARK_STAR = 1               # a child by `*`
+    MARK_HASH = 2               # a child by `#`
+    MARK_IDS = 4                # ids
+    MARK_SPREAD = 8             # more edges than share a cache line
+    MARK_LENGTHS = 0x3f0        # how many words of a key there may be behind it: 1, 2, 3, 4, 5, more
+
 cdef struct TrieNode:           # one cell of 32 bytes
-    uint32_t star               # child by `*`; 0: none
-    uint32_t hash               # child by `#`; 0: none
-    uint32_t children           # number of children by ordinary words
+    uint32_t marks
+    uint32_t children           # number of children by ordinary words; in a freed cell 1 + index of the next freed one
     uint32_t id_count
+    uint32_t padding
     uint64_t ids                # the id if there is one, otherwise the address of id_count sorted ids (room for a power of two)
-    uint64_t stamp              # `#` nodes: the last match that reached it
+    uint64_t stamp              # `#` nodes: the last match that reached it together with many others
 
 cdef struct TrieWord:           # one cell of 32 bytes
     uint32_t uses               # edges with this word
@@ -184,7 +204,7 @@ cdef struct CellBlock:
     uint32_t slots              # the first block starts with 16 and doubles to full size
     uint32_t used
     uint32_t fresh              # cells from here on were never used
-    uint32_t free               # 1 + index of the first freed cell, which has the next one in `star`; 0: none
+    uint32_t free               # 1 + index of the first freed cell, which has the next one in `children`; 0: none
     uint32_t next               # 1 + index of the next block with room (or of the next one given back); 0: none
     uint32_t previous           # 1 + index of the previous block with room; 0: none
 
@@ -196,37 +216,46 @@ cdef struct Cells:
     uint32_t vacant             # 1 + index of the first block that was given back; 0: none
     uint32_t shift              # log2 of the cells of a block
 
-cdef struct Entry:
+cdef struct Entry:              # 16 bytes; both 0: the slot is empty
     uint64_t key
-    uint64_t value              # 0: the slot is empty
+    uint64_t value
 
-cdef struct Segment:            # followed by its entries; linear probing, at most three quarters full
+cdef struct Segment:            # 64 bytes, followed by its entries; linear probing in lines of four, at most five eighths full
     uint32_t depth              # the leading bits of the hash that all its entries share
     uint32_t count
     uint32_t mask               # slots - 1
-    uint32_t padding
+    uint32_t padding[13]
 
-cdef struct Table:              # from a 64-bit key to a 64-bit value that is not 0; two entries may share a key
-    Segment** directory         # 1 << depth pointers, by the leading bits of the hash; NULL: no memory
+cdef struct Table:              # from a 64-bit key to a 64-bit value, not both 0; two entries may share a key
+    uint64_t* directory         # 1 << depth of segment's address | log2 of its slots, by the leading bits of the hash; NULL: no memory
     uint32_t depth
     uint32_t slots_max          # of a segment
     uint64_t count
     uint64_t seed
+    uint64_t key_mask           # the bits of a stored key by which it is found
+    uint64_t hash_masks[2]      # the bits that are hashed, by the highest one
 
-cdef struct NodeSet:            # numbers of nodes
-    uint32_t* items
+cdef struct Probe:              # an edge that is looked for
+    uint64_t key
+    Entry* line                 # where the search begins, being loaded
+
+cdef struct Probes:
+    Probe* items
     size_t count
     size_t capacity
 
 cdef struct Trie:
     Cells cells                 # cell 0 is the root
-    Table edges                 # node << 32 | word -> child
+    Table edges                 # near << 63 | node << 32 | leaf << 31 | word -> id of the leaf, or marks << 32 | child
     Table words                 # hash of the text -> word
     uint64_t size               # (pattern, id) pairs
     uint64_t stamp              # of the last match
-    NodeSet current             # the rest is what a match works with, kept from one to the next
-    NodeSet following
-    NodeSet open                # `#` nodes
+    Probes current              # the rest is what a match works with, kept from one to the next: edges by the word it is at
+    Probes following            # by the next word
+    Probes hashes               # by `#`
+    Ids open                    # marks << 32 | number of the `#` nodes that were reached
+    Ids leaves                  # ids of the leaves that the key leads to
+    Ids ended                   # marks << 32 | number of the nodes with ids that the key leads to
     Table seen                  # ids of a large result
 
 # Make an empty trie; `seed` is a secret random number, so that no client can choose words that collide. `block_shift` (1 to 12) is

@@ -1,5 +1,7 @@
 """What Python may touch of _core; the C interface is in _core.pxd."""
 
+from array import array
+
 class RingQueue:
     """A double-ended queue of entries (a, b, c), three integers from 0 to 2**64 - 1, where `a` is not 2**64 - 1."""
 
@@ -42,6 +44,9 @@ class TopicTrie:
         """Take an id from a pattern; False when it does not have it."""
     def match(self, key: bytes) -> list[int]:
         """The ids of all patterns that match the key, each once, in no order."""
+    def match_many(self, keys: list[bytes]) -> tuple[array[int], array[int]]:
+        """The ids for many keys, as an array of 64-bit numbers, those of one key behind those of the one before; and where those of
+        each key end in it."""
     def clear(self) -> None:
         """Remove everything and give all memory back."""
 

@@ -5,8 +5,10 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
 import os
+from array import array
 
 cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
 
 cdef extern from *:
     """
@@ -20,17 +22,23 @@ cdef extern from *:
     const uint64_t TRIE_FOLD_1
     const uint64_t TRIE_FOLD_2
     uint64_t fold(uint64_t a, uint64_t b) noexcept nogil
+    void* aligned_alloc(size_t alignment, size_t size) noexcept nogil
     void prefetch "__builtin_prefetch"(const void* address) noexcept nogil
 
 cdef enum:
+    LINE_SIZE = 64
     NUMBER_FIRST_SHIFT = 62         # a ring's first place is number 1 << 62, so that numbers wrap at neither end
     CELLS_FIRST = 16                # cells of the first block at the beginning
     SEGMENT_SLOTS_FIRST = 8
     SEGMENT_DEPTH_MAX = 24
-    NODES_FIRST = 64                # of the sets that a match works with
+    LINE_SLOTS = 4                  # entries of a hash table that share a cache line
+    LINE_MASK = 0xfffffffc          # of a slot: the first of its cache line
+    CELLS_SHIFT_MAX = 30            # log2 of the cells of a trie
+    NEAR_MAX = 3                    # edges of a node that are kept in one cache line
+    LIST_FIRST = 64                 # of the lists that a match works with
     IDS_FIRST = 16
     FOUND_KEPT_MAX = 4096           # ids for which TopicTrie.match keeps the memory
-    SCAN_MAX = 32                   # up to so many ids a duplicate is looked for by a scan, beyond with a table
+    SCAN_MAX = 64                   # up to so many ids or nodes a duplicate is looked for by a scan
     WORDS_MAX = TOPIC_LENGTH_MAX + 1
     ROOT = 0
     NONE = 0                        # cell 0 is the root, so no child and no word has this number
@@ -48,6 +56,16 @@ cdef void* resize_memory(void* memory, size_t size) noexcept nogil:
     return realloc(memory, size)
 
 
+cdef void* aligned_memory(size_t size) noexcept nogil:
+    """New memory that begins with a cache line and consists of whole ones."""
+    global allocations_left
+    if allocations_left >= 0:
+        if allocations_left == 0:
+            return NULL
+        allocations_left -= 1
+    return aligned_alloc(LINE_SIZE, size)
+
+
 def fail_allocations_after(long count):
     """For tests: let `count` more allocations succeed, then none; -1: all."""
     global allocations_left
@@ -57,6 +75,7 @@ def fail_allocations_after(long count):
 include "_core_ring.pxi"
 include "_core_table.pxi"
 include "_core_trie.pxi"
+include "_core_match.pxi"
 
 
 cdef tuple entry_of(const Slot* slot):
@@ -192,6 +211,31 @@ cdef class TopicTrie:
         if self.found.capacity > FOUND_KEPT_MAX:
             ids_free(&self.found)
         return ids
+
+    def match_many(self, list keys not None):
+        """The ids for many keys, as an array of 64-bit numbers, those of one key behind those of the one before; and where those of
+        each key end in it."""
+        cdef size_t i, count = len(keys)
+        cdef bytes key
+        cdef Ids found = Ids(NULL, 0, 0)
+        ends = array("Q", bytes(8 * count))
+        cdef uint64_t[::1] end = ends
+        try:
+            for i in range(count):
+                key = keys[i]
+                self.found.count = 0
+                outcome(trie_match_into(&self.trie, key, len(key), &self.found))
+                if ids_reserve(&found, found.count + self.found.count) < 0:
+                    raise MemoryError
+                if self.found.count != 0:
+                    memcpy(&found.items[found.count], self.found.items, self.found.count * sizeof(uint64_t))
+                found.count += self.found.count
+                end[i] = found.count
+            return array("Q", PyBytes_FromStringAndSize(<char*>found.items, found.count * sizeof(uint64_t))), ends
+        finally:
+            ids_free(&found)
+            if self.found.capacity > FOUND_KEPT_MAX:
+                ids_free(&self.found)
 
     def clear(self):
         """Remove everything and give all memory back."""

@@ -2,19 +2,47 @@
 # longer than a block of 4,096 takes. Both are declared in _core.pxd.
 
 cdef inline uint64_t table_hash(const Table* table, uint64_t key) noexcept nogil:
-    return fold(key ^ table.seed, TRIE_FOLD_1)
+    return fold((key & table.hash_masks[key >> 63]) ^ table.seed, TRIE_FOLD_1)
 
 
-cdef inline Segment** segment_of(const Table* table, uint64_t hashed) noexcept nogil:
-    return &table.directory[(hashed >> 32) >> (32 - table.depth)]
+cdef inline Segment* segment_in(uint64_t named) noexcept nogil:
+    """The segment that an item of the directory names."""
+    return <Segment*>(named & ~<uint64_t>(LINE_SIZE - 1))
+
+
+cdef inline uint32_t mask_in(uint64_t named) noexcept nogil:
+    """Its slots - 1, for which its head would have to be loaded otherwise."""
+    return (<uint32_t>1 << (named & (LINE_SIZE - 1))) - 1
+
+
+cdef inline Segment* segment_at(const Table* table, uint64_t i) noexcept nogil:
+    return segment_in(table.directory[i])
+
+
+cdef inline uint64_t place_of(const Table* table, uint64_t hashed) noexcept nogil:
+    """The place in the directory for a hash."""
+    return (hashed >> 32) >> (32 - table.depth)
+
+
+cdef inline Segment* segment_of(const Table* table, uint64_t hashed) noexcept nogil:
+    return segment_at(table, place_of(table, hashed))
 
 
 cdef inline Entry* entries_of(Segment* segment) noexcept nogil:
     return <Entry*>(segment + 1)
 
 
+cdef inline uint32_t home_of(const Segment* segment, uint64_t hashed) noexcept nogil:
+    """The slot where a search begins, the first of a cache line."""
+    return <uint32_t>hashed & segment.mask & LINE_MASK
+
+
+cdef inline bint entry_taken(const Entry* entry) noexcept nogil:
+    return (entry.key | entry.value) != 0
+
+
 cdef Segment* segment_new(uint32_t slots, uint32_t depth) noexcept nogil:
-    cdef Segment* segment = <Segment*>resize_memory(NULL, sizeof(Segment) + slots * sizeof(Entry))
+    cdef Segment* segment = <Segment*>aligned_memory(sizeof(Segment) + slots * sizeof(Entry))
     if segment == NULL:
         return NULL
     segment.depth, segment.count, segment.mask = depth, 0, slots - 1
@@ -25,8 +53,8 @@ cdef Segment* segment_new(uint32_t slots, uint32_t depth) noexcept nogil:
 cdef void segment_put(Segment* segment, uint64_t hashed, Entry entry) noexcept nogil:
     """Put an entry for which there is room."""
     cdef Entry* entries = entries_of(segment)
-    cdef uint32_t i = <uint32_t>hashed & segment.mask
-    while entries[i].value != 0:
+    cdef uint32_t i = home_of(segment, hashed)
+    while entry_taken(&entries[i]):
         i = (i + 1) & segment.mask
     entries[i] = entry
     segment.count += 1
@@ -34,50 +62,55 @@ cdef void segment_put(Segment* segment, uint64_t hashed, Entry entry) noexcept n
 
 cdef Entry* table_find(const Table* table, uint64_t key, Entry* after) noexcept nogil:
     """The next entry of this key behind `after` (NULL: the first), or NULL. Valid until the next put or drop."""
-    cdef uint64_t hashed
-    cdef Segment* segment
+    cdef uint64_t hashed, named
     cdef Entry* entries
-    cdef uint32_t i
+    cdef uint32_t i, mask
     if table.directory == NULL:
         return NULL
     hashed = table_hash(table, key)
-    segment = segment_of(table, hashed)[0]
-    entries = entries_of(segment)
-    i = <uint32_t>hashed & segment.mask if after == NULL else (<uint32_t>(after - entries) + 1) & segment.mask
-    while entries[i].value != 0:
-        if entries[i].key == key:
+    named = table.directory[place_of(table, hashed)]
+    mask = mask_in(named)
+    entries = entries_of(segment_in(named))
+    i = <uint32_t>hashed & mask & LINE_MASK if after == NULL else (<uint32_t>(after - entries) + 1) & mask
+    while entry_taken(&entries[i]):
+        if (entries[i].key & table.key_mask) == key:
             return &entries[i]
-        i = (i + 1) & segment.mask
+        i = (i + 1) & mask
     return NULL
 
 
-cdef inline void table_prefetch(const Table* table, uint64_t key) noexcept nogil:
-    """Fetch the slot where the search for a key begins; the table is not empty."""
+cdef inline Entry* table_fetch(const Table* table, uint64_t key) noexcept nogil:
+    """Begin to load the cache line where the search for a key begins; the table is not empty."""
     cdef uint64_t hashed = table_hash(table, key)
-    cdef Segment* segment = segment_of(table, hashed)[0]
-    prefetch(&entries_of(segment)[<uint32_t>hashed & segment.mask])
+    cdef uint64_t named = table.directory[place_of(table, hashed)]
+    cdef Entry* line = &entries_of(segment_in(named))[<uint32_t>hashed & mask_in(named) & LINE_MASK]
+    prefetch(line)
+    return line
 
 
 cdef void directory_set(Table* table, uint64_t hashed, Segment* segment) noexcept nogil:
     """Let all pointers whose leading bits are those of `hashed`, as many as the segment's depth says, point to it."""
     cdef uint64_t step = <uint64_t>1 << (table.depth - segment.depth)
-    cdef uint64_t i = ((hashed >> 32) >> (32 - table.depth)) & ~(step - 1)
+    cdef uint64_t i = place_of(table, hashed) & ~(step - 1)
     cdef uint64_t end = i + step
+    cdef uint64_t shift = 0
+    while (<uint32_t>1 << shift) <= segment.mask:
+        shift += 1
     while i < end:
-        table.directory[i] = segment
+        table.directory[i] = <uint64_t>segment | shift
         i += 1
 
 
 cdef int segment_resize(Table* table, uint64_t hashed, uint32_t slots) noexcept nogil:
     """Give the segment of `hashed` another number of slots, into which its entries fit."""
-    cdef Segment* old = segment_of(table, hashed)[0]
+    cdef Segment* old = segment_of(table, hashed)
     cdef Segment* segment = segment_new(slots, old.depth)
     cdef Entry* entries = entries_of(old)
     cdef uint32_t i
     if segment == NULL:
         return -1
     for i in range(old.mask + 1):
-        if entries[i].value != 0:
+        if entry_taken(&entries[i]):
             segment_put(segment, table_hash(table, entries[i].key), entries[i])
     directory_set(table, hashed, segment)
     free(old)
@@ -86,16 +119,16 @@ cdef int segment_resize(Table* table, uint64_t hashed, uint32_t slots) noexcept 
 
 cdef int segment_split(Table* table, uint64_t hashed) noexcept nogil:
     """Make two segments of the one of `hashed`, told apart by the next bit of the hash."""
-    cdef Segment* old = segment_of(table, hashed)[0]
+    cdef Segment* old = segment_of(table, hashed)
     cdef uint64_t i, bit = <uint64_t>1 << (63 - old.depth)
-    cdef Segment** directory
+    cdef uint64_t* directory
     cdef Segment* low
     cdef Segment* high
     cdef Entry* entries = entries_of(old)
     if old.depth == table.depth:
         if table.depth == SEGMENT_DEPTH_MAX:
             return -1
-        directory = <Segment**>resize_memory(NULL, (<size_t>2 << table.depth) * sizeof(Segment*))
+        directory = <uint64_t*>resize_memory(NULL, (<size_t>2 << table.depth) * sizeof(uint64_t))
         if directory == NULL:
             return -1
         for i in range(<uint64_t>2 << table.depth):
@@ -110,7 +143,7 @@ cdef int segment_split(Table* table, uint64_t hashed) noexcept nogil:
         free(high)
         return -1
     for i in range(old.mask + 1):
-        if entries[i].value != 0:
+        if entry_taken(&entries[i]):
             segment_put(high if table_hash(table, entries[i].key) & bit else low, table_hash(table, entries[i].key), entries[i])
     directory_set(table, hashed & ~bit, low)
     directory_set(table, hashed | bit, high)
@@ -125,23 +158,23 @@ cdef int table_put(Table* table, uint64_t key, uint64_t value) noexcept nogil:
     cdef int done
     if table.directory == NULL:
         segment = segment_new(SEGMENT_SLOTS_FIRST, 0)
-        table.directory = <Segment**>resize_memory(NULL, sizeof(Segment*))
+        table.directory = <uint64_t*>resize_memory(NULL, sizeof(uint64_t))
         if segment == NULL or table.directory == NULL:
             free(segment)
             free(table.directory)
             table.directory = NULL
             return -1
-        table.directory[0] = segment
         table.depth = 0
-    segment = segment_of(table, hashed)[0]
-    while (segment.count + 1) * 4 > (segment.mask + 1) * 3:
+        directory_set(table, 0, segment)
+    segment = segment_of(table, hashed)
+    while (segment.count + 1) * 8 > (segment.mask + 1) * 5:
         if segment.mask + 1 < table.slots_max:
             done = segment_resize(table, hashed, (segment.mask + 1) * 2)
         else:
             done = segment_split(table, hashed)
         if done < 0:
             return -1
-        segment = segment_of(table, hashed)[0]
+        segment = segment_of(table, hashed)
     segment_put(segment, hashed, Entry(key, value))
     table.count += 1
     return 0
@@ -152,7 +185,7 @@ cdef void table_free(Table* table) noexcept nogil:
     cdef Segment* segment
     if table.directory != NULL:
         while i < <uint64_t>1 << table.depth:
-            segment = table.directory[i]
+            segment = segment_at(table, i)
             i += <uint64_t>1 << (table.depth - segment.depth)
             free(segment)
         free(table.directory)
@@ -164,18 +197,18 @@ cdef void table_free(Table* table) noexcept nogil:
 cdef void table_drop(Table* table, Entry* entry) noexcept nogil:
     """Remove an entry, moving those behind it up; a segment that is less than a quarter full is halved if there is memory."""
     cdef uint64_t hashed = table_hash(table, entry.key)
-    cdef Segment* segment = segment_of(table, hashed)[0]
+    cdef Segment* segment = segment_of(table, hashed)
     cdef Entry* entries = entries_of(segment)
     cdef uint32_t hole = <uint32_t>(entry - entries), i = hole, home
     while True:
         i = (i + 1) & segment.mask
-        if entries[i].value == 0:
+        if not entry_taken(&entries[i]):
             break
-        home = <uint32_t>table_hash(table, entries[i].key) & segment.mask
+        home = home_of(segment, table_hash(table, entries[i].key))
         if ((i - home) & segment.mask) >= ((i - hole) & segment.mask):
             entries[hole] = entries[i]
             hole = i
-    entries[hole].value = 0
+    entries[hole] = Entry(0, 0)
     segment.count -= 1
     table.count -= 1
     if table.count == 0:
@@ -191,10 +224,10 @@ cdef size_t table_memory_size(const Table* table) noexcept nogil:
     if table.directory == NULL:
         return 0
     while i < <uint64_t>1 << table.depth:
-        segment = table.directory[i]
+        segment = segment_at(table, i)
         i += <uint64_t>1 << (table.depth - segment.depth)
         size += sizeof(Segment) + (segment.mask + 1) * sizeof(Entry)
-    return size + (<size_t>sizeof(Segment*) << table.depth)
+    return size + (<size_t>sizeof(uint64_t) << table.depth)
 
 
 cdef inline TrieNode* cell_at(const Cells* cells, uint32_t number) noexcept nogil:
@@ -227,7 +260,7 @@ cdef int cells_add_block(Cells* cells) noexcept nogil:
     cdef TrieNode* memory
     if cells.vacant == 0 and cells.count == cells.capacity:
         capacity = cells.capacity * 2 if cells.capacity != 0 else 1
-        if capacity > UINT32_MAX >> cells.shift:
+        if capacity > (<uint32_t>1 << CELLS_SHIFT_MAX) >> cells.shift:
             return -1
         blocks = <CellBlock*>resize_memory(cells.blocks, capacity * sizeof(CellBlock))
         if blocks == NULL:
@@ -273,7 +306,7 @@ cdef uint32_t cells_take(Cells* cells) noexcept nogil:
     block = &cells.blocks[index]
     if block.free != 0:
         slot = block.free - 1
-        block.free = block.cells[slot].star
+        block.free = block.cells[slot].children
     else:
         slot = block.fresh
         block.fresh += 1
@@ -290,7 +323,7 @@ cdef void cells_give(Cells* cells, uint32_t number) noexcept nogil:
     cdef CellBlock* block = &cells.blocks[index]
     if block.used == block.slots:
         room_list_put(cells, index)
-    block.cells[slot].star = block.free
+    block.cells[slot].children = block.free
     block.free = slot + 1
     block.used -= 1
     if block.used == 0:

@@ -172,6 +172,31 @@ cdef int node_remove_id(TrieNode* node, uint64_t id) noexcept nogil:
 
 # ------------------------------------------------------------------------------------------------- making and removing nodes
 
+cdef enum:
+    WORD_STAR = 0x7fffffff          # the words of the edges by wildcards; no cell has these numbers
+    WORD_HASH = 0x7ffffffe
+    LENGTH_MARK_FIRST = 4           # the bit of a node's marks for keys of which one word is left
+    LENGTH_MARKS = 6
+    WORD_MARK_FIRST = 10            # the first of the bits that are for words
+    WORD_MARKS = 22
+    WORD_MARK_MASK = 0xfffffc00
+
+cdef extern from *:
+    """
+    #define EDGE_LEAF (UINT64_C(1) << 31)
+    #define EDGE_NEAR (UINT64_C(1) << 63)
+    """
+    const uint64_t EDGE_LEAF        # in the key of an edge that leads to a leaf
+    const uint64_t EDGE_NEAR        # in the key of an edge of a node that is not spread
+
+cdef struct Path:                   # where the words of a pattern lead
+    Words words
+    uint32_t depth                  # words that were followed
+    uint32_t word[WORDS_MAX]        # their numbers
+    uint32_t node[WORDS_MAX + 1]    # node[0] is the root; that of a leaf is not set
+    bint leaf                       # the last one leads to a leaf
+
+
 cdef void trie_init(Trie* trie, uint64_t seed, uint32_t block_shift) noexcept nogil:
     memset(trie, 0, sizeof(Trie))
     trie.cells.shift = block_shift
@@ -179,342 +204,336 @@ cdef void trie_init(Trie* trie, uint64_t seed, uint32_t block_shift) noexcept no
     trie.words.seed = fold(seed ^ TRIE_FOLD_1, TRIE_FOLD_2)
     trie.edges.seed = fold(seed ^ TRIE_FOLD_2, TRIE_FOLD_1)
     trie.seen.seed = trie.edges.seed
+    trie.words.key_mask = trie.seen.key_mask = UINT64_MAX
+    trie.edges.key_mask = ~EDGE_LEAF
+    memset(trie.words.hash_masks, 0xff, sizeof(trie.words.hash_masks))
+    memset(trie.seen.hash_masks, 0xff, sizeof(trie.seen.hash_masks))
+    trie.edges.hash_masks[0] = ~EDGE_LEAF                       # node and word
+    trie.edges.hash_masks[1] = ~<uint64_t>UINT32_MAX            # EDGE_NEAR and node
 
 
-cdef void node_free_ids(Trie* trie, uint32_t number) noexcept nogil:
-    """Free the ids of a node and of those that are reached from it by wildcards only; as deep as a pattern has words."""
-    cdef TrieNode* node = cell_at(&trie.cells, number)
+cdef void trie_free_ids(Trie* trie) noexcept nogil:
+    """Free the ids of all nodes."""
+    cdef uint64_t i
+    cdef uint32_t slot
+    cdef Segment* segment
+    cdef Entry* entry
+    cdef TrieNode* node = cell_at(&trie.cells, ROOT)
     if node.id_count > 1:
         free(<uint64_t*>node.ids)
-    if node.star != NONE:
-        node_free_ids(trie, node.star)
-    if node.hash != NONE:
-        node_free_ids(trie, node.hash)
+    for i in range(<uint64_t>1 << trie.edges.depth if trie.edges.count != 0 else 0):
+        segment = segment_at(&trie.edges, i)
+        if i != 0 and segment_at(&trie.edges, i - 1) == segment:
+            continue
+        for slot in range(segment.mask + 1):
+            entry = &entries_of(segment)[slot]
+            if entry_taken(entry) and (entry.key & EDGE_LEAF) == 0:
+                node = cell_at(&trie.cells, <uint32_t>entry.value)
+                if node.id_count > 1:
+                    free(<uint64_t*>node.ids)
 
 
-cdef void trie_free(Trie* trie) noexcept nogil:
+cdef void trie_free_words(Trie* trie) noexcept nogil:
+    """Free the texts of the words that do not fit into a cell."""
     cdef uint64_t i
     cdef uint32_t slot
     cdef Segment* segment
     cdef TrieWord* word
+    for i in range(<uint64_t>1 << trie.words.depth if trie.words.count != 0 else 0):
+        segment = segment_at(&trie.words, i)
+        if i != 0 and segment_at(&trie.words, i - 1) == segment:
+            continue
+        for slot in range(segment.mask + 1):
+            if entry_taken(&entries_of(segment)[slot]):
+                word = word_at(trie, entries_of(segment)[slot].value)
+                if word.length > sizeof(word.text):
+                    free(<void*>word_text(word))
+
+
+cdef void trie_free(Trie* trie) noexcept nogil:
     cdef Trie fresh
     if trie.cells.count != 0:
-        node_free_ids(trie, ROOT)
-        for i in range(<uint64_t>1 << trie.edges.depth if trie.edges.count != 0 else 0):
-            segment = trie.edges.directory[i]
-            if i != 0 and trie.edges.directory[i - 1] == segment:
-                continue
-            for slot in range(segment.mask + 1):
-                if entries_of(segment)[slot].value != 0:
-                    node_free_ids(trie, <uint32_t>entries_of(segment)[slot].value)
-        for i in range(<uint64_t>1 << trie.words.depth if trie.words.count != 0 else 0):
-            segment = trie.words.directory[i]
-            if i != 0 and trie.words.directory[i - 1] == segment:
-                continue
-            for slot in range(segment.mask + 1):
-                if entries_of(segment)[slot].value != 0:
-                    word = word_at(trie, entries_of(segment)[slot].value)
-                    if word.length > sizeof(word.text):
-                        free(<void*>word_text(word))
+        trie_free_ids(trie)
+        trie_free_words(trie)
     table_free(&trie.edges)
     table_free(&trie.words)
     table_free(&trie.seen)
     cells_free(&trie.cells)
     free(trie.current.items)
     free(trie.following.items)
+    free(trie.hashes.items)
     free(trie.open.items)
+    free(trie.leaves.items)
+    free(trie.ended.items)
     trie_init(&fresh, 0, trie.cells.shift)
     fresh.words.seed, fresh.edges.seed, fresh.seen.seed = trie.words.seed, trie.edges.seed, trie.seen.seed
     trie[0] = fresh
 
 
-cdef inline uint64_t edge_key(uint32_t node, uint32_t word) noexcept nogil:
-    return (<uint64_t>node << 32) | word
+cdef inline uint64_t node_link(const Trie* trie, uint32_t node) noexcept nogil:
+    """What the edge to a node says about it: marks << 32 | number."""
+    return (<uint64_t>cell_at(&trie.cells, node).marks << 32) | node
 
 
-cdef uint32_t trie_child(const Trie* trie, uint32_t node, const Words* words, uint32_t i) noexcept nogil:
-    """The child of a node by the i-th word of a pattern, or NONE."""
-    cdef uint32_t word
-    cdef Entry* entry
-    if word_is(words, i, c"*"):
-        return cell_at(&trie.cells, node).star
-    if word_is(words, i, c"#"):
-        return cell_at(&trie.cells, node).hash
-    word = word_find(trie, words.text + words.start[i], words.length[i])
-    if word == NONE:
-        return NONE
-    entry = table_find(&trie.edges, edge_key(node, word), NULL)
-    return NONE if entry == NULL else <uint32_t>entry.value
+cdef inline uint64_t edge_key(uint64_t link, uint32_t word) noexcept nogil:
+    """The key of an edge of the node of this link."""
+    return (0 if link & (<uint64_t>MARK_SPREAD << 32) else EDGE_NEAR) | (link << 32) | word
 
 
-cdef uint32_t trie_grow(Trie* trie, uint32_t node, const Words* words, uint32_t i) noexcept nogil:
-    """Make the child that trie_child did not find; UINT32_MAX: no memory, nothing changed."""
-    cdef uint32_t word, child = cells_take(&trie.cells)
-    if child == UINT32_MAX:
-        return UINT32_MAX
-    if word_is(words, i, c"*"):
-        cell_at(&trie.cells, node).star = child
-    elif word_is(words, i, c"#"):
-        cell_at(&trie.cells, node).hash = child
-    else:
-        word = word_use(trie, words.text + words.start[i], words.length[i])
-        if word == UINT32_MAX or table_put(&trie.edges, edge_key(node, word), child) < 0:
-            if word != UINT32_MAX:
-                word_release(trie, word)
-            cells_give(&trie.cells, child)
-            return UINT32_MAX
-        cell_at(&trie.cells, node).children += 1
-    return child
+cdef inline uint32_t word_mark(uint32_t word) noexcept nogil:
+    """The bit of a node's marks that is set when it has a child by this ordinary word, and perhaps otherwise."""
+    return <uint32_t>1 << (WORD_MARK_FIRST + word % WORD_MARKS)
 
 
-cdef void trie_prune(Trie* trie, const uint32_t* path, const Words* words, uint32_t depth) noexcept nogil:
-    """Remove the last node of a path while it has neither ids nor children; all memory with the root."""
-    cdef TrieNode* node
-    cdef TrieNode* parent
-    cdef uint32_t word, i
-    while True:
-        node = cell_at(&trie.cells, path[depth])
-        if node.id_count != 0 or node.children != 0 or node.star != NONE or node.hash != NONE:
-            return
-        if depth == 0:
-            trie_free(trie)
-            return
-        i = depth - 1
-        parent = cell_at(&trie.cells, path[i])
+cdef inline uint32_t length_mark(uint32_t length) noexcept nogil:
+    """The bit for keys of which so many words are left, at least one."""
+    return <uint32_t>1 << (LENGTH_MARK_FIRST - 1 + (length if length < LENGTH_MARKS else LENGTH_MARKS))
+
+
+cdef inline Entry* path_edge(const Trie* trie, const Path* path, uint32_t i) noexcept nogil:
+    """The edge by the i-th word, or NULL."""
+    return table_find(&trie.edges, edge_key(node_link(trie, path.node[i]), path.word[i]), NULL)
+
+
+cdef void path_tell_marks(Trie* trie, const Path* path, uint32_t i) noexcept nogil:
+    """The marks of node[i] have changed: the edge that leads there has them too."""
+    if i != 0:
+        path_edge(trie, path, i - 1).value = node_link(trie, path.node[i])
+
+
+cdef void path_follow(const Trie* trie, Path* path, const char* pattern, size_t length) noexcept nogil:
+    """Go as far as there are edges."""
+    cdef const Words* words = &path.words
+    cdef uint32_t i
+    cdef Entry* edge
+    words_split(&path.words, pattern, length)
+    path.node[0] = ROOT
+    path.depth = 0
+    path.leaf = False
+    while path.depth < words.count and not path.leaf:
+        i = path.depth
         if word_is(words, i, c"*"):
-            parent.star = NONE
+            path.word[i] = WORD_STAR
         elif word_is(words, i, c"#"):
-            parent.hash = NONE
+            path.word[i] = WORD_HASH
         else:
-            word = word_find(trie, words.text + words.start[i], words.length[i])
-            table_drop(&trie.edges, table_find(&trie.edges, edge_key(path[i], word), NULL))
-            parent.children -= 1
+            path.word[i] = word_find(trie, words.text + words.start[i], words.length[i])
+        edge = path_edge(trie, path, i) if path.word[i] != NONE else NULL
+        if edge == NULL:
+            return
+        path.depth += 1
+        path.leaf = (edge.key & EDGE_LEAF) != 0
+        path.node[path.depth] = <uint32_t>edge.value
+
+
+cdef inline uint32_t node_edges(const TrieNode* node) noexcept nogil:
+    return node.children + ((node.marks & MARK_STAR) != 0) + ((node.marks & MARK_HASH) != 0)
+
+
+cdef int path_spread(Trie* trie, const Path* path, uint32_t i) noexcept nogil:
+    """Spread the edges of node[i]; -1: no memory, nothing changed."""
+    cdef Entry moved[NEAR_MAX]
+    cdef uint64_t link = node_link(trie, path.node[i]), hashed = table_hash(&trie.edges, edge_key(link, NONE))
+    cdef Segment* segment = segment_of(&trie.edges, hashed)
+    cdef Entry* entries = entries_of(segment)
+    cdef uint32_t slot = home_of(segment, hashed), count = 0, done = 0
+    while count < NEAR_MAX:
+        if entries[slot].key >> 32 == edge_key(link, NONE) >> 32:
+            moved[count] = entries[slot]
+            count += 1
+        slot = (slot + 1) & segment.mask
+    while done < count and table_put(&trie.edges, moved[done].key & ~EDGE_NEAR, moved[done].value) == 0:
+        done += 1
+    for slot in range(done):
+        table_drop(&trie.edges, table_find(&trie.edges, moved[slot].key & ~EDGE_LEAF & ~(0 if done == count else EDGE_NEAR), NULL))
+    if done != count:
+        return -1
+    cell_at(&trie.cells, path.node[i]).marks |= MARK_SPREAD
+    path_tell_marks(trie, path, i)
+    return 0
+
+
+cdef int path_link(Trie* trie, Path* path, uint64_t leaf, uint64_t value) noexcept nogil:
+    """Make the edge by the next word and go along it; -1: no memory, nothing changed. `leaf` is EDGE_LEAF or 0."""
+    cdef uint32_t i = path.depth, word
+    cdef const Words* words = &path.words
+    cdef bint ordinary = False
+    cdef TrieNode* node = cell_at(&trie.cells, path.node[i])
+    if node_edges(node) == NEAR_MAX and (node.marks & MARK_SPREAD) == 0 and path_spread(trie, path, i) < 0:
+        return -1
+    if word_is(words, i, c"*"):
+        word = WORD_STAR
+    elif word_is(words, i, c"#"):
+        word = WORD_HASH
+    else:
+        ordinary = True
+        word = word_use(trie, words.text + words.start[i], words.length[i])
+        if word == UINT32_MAX:
+            return -1
+    if table_put(&trie.edges, edge_key(node_link(trie, path.node[i]), word) | leaf, value) < 0:
+        if ordinary:
             word_release(trie, word)
-        cells_give(&trie.cells, path[depth])
-        depth = i
+        return -1
+    node = cell_at(&trie.cells, path.node[i])           # a word may have moved it
+    if ordinary:
+        node.children += 1
+    node.marks |= MARK_STAR if word == WORD_STAR else MARK_HASH if word == WORD_HASH else word_mark(word)
+    path_tell_marks(trie, path, i)
+    path.word[i] = word
+    path.depth += 1
+    path.node[path.depth] = <uint32_t>value
+    path.leaf = leaf != 0
+    return 0
+
+
+cdef void path_unlink(Trie* trie, Path* path) noexcept nogil:
+    """Remove the last edge and go back along it; its node is gone already."""
+    cdef uint32_t i = path.depth - 1, word = path.word[i]
+    cdef TrieNode* node = cell_at(&trie.cells, path.node[i])
+    table_drop(&trie.edges, path_edge(trie, path, i))
+    if word == WORD_STAR:
+        node.marks &= ~<uint32_t>MARK_STAR
+    elif word == WORD_HASH:
+        node.marks &= ~<uint32_t>MARK_HASH
+    else:
+        node.children -= 1
+        if node.children == 0:
+            node.marks &= ~<uint32_t>WORD_MARK_MASK
+        word_release(trie, word)
+    if node_edges(node) == 0:
+        node.marks &= MARK_IDS
+    path_tell_marks(trie, path, i)
+    path.depth = i
+    path.leaf = False
+
+
+cdef int path_open_leaf(Trie* trie, Path* path) noexcept nogil:
+    """Make an ordinary node with one id of the leaf that was reached; -1: no memory, nothing changed."""
+    cdef Entry* edge = path_edge(trie, path, path.depth - 1)
+    cdef uint32_t number = cells_take(&trie.cells)
+    cdef TrieNode* node
+    if number == UINT32_MAX:
+        return -1
+    node = cell_at(&trie.cells, number)
+    node.marks, node.id_count, node.ids = MARK_IDS, 1, edge.value
+    edge.key &= ~EDGE_LEAF
+    path.node[path.depth] = number
+    path.leaf = False
+    path_tell_marks(trie, path, path.depth)
+    return 0
+
+
+cdef void path_prune(Trie* trie, Path* path) noexcept nogil:
+    """Remove the last node while it has neither ids nor children; one with a single id becomes a leaf; all memory with the root."""
+    cdef TrieNode* node
+    cdef Entry* edge
+    while True:
+        node = cell_at(&trie.cells, path.node[path.depth])
+        if (node.marks & ~<uint32_t>MARK_IDS) != 0 or node.id_count > 1:
+            return
+        if path.depth == 0:
+            if node.id_count == 0:
+                trie_free(trie)
+            return
+        if node.id_count == 1:
+            if path.word[path.depth - 1] != WORD_HASH:
+                edge = path_edge(trie, path, path.depth - 1)
+                edge.key |= EDGE_LEAF
+                edge.value = node.ids
+                cells_give(&trie.cells, path.node[path.depth])
+            return
+        cells_give(&trie.cells, path.node[path.depth])
+        path_unlink(trie, path)
+
+
+cdef int path_extend(Trie* trie, Path* path, uint64_t id) noexcept nogil:
+    """Make what is missing of a pattern's path; 1: with the id, in a leaf; 0: without; TRIE_NO_MEMORY."""
+    cdef const Words* words = &path.words
+    cdef uint32_t number
+    if path.leaf and path_open_leaf(trie, path) < 0:
+        return TRIE_NO_MEMORY
+    while path.depth < words.count:
+        if path.depth + 1 == words.count and not word_is(words, path.depth, c"#"):
+            return 1 if path_link(trie, path, EDGE_LEAF, id) == 0 else TRIE_NO_MEMORY
+        number = cells_take(&trie.cells)
+        if number == UINT32_MAX:
+            return TRIE_NO_MEMORY
+        if path_link(trie, path, 0, number) < 0:
+            cells_give(&trie.cells, number)
+            return TRIE_NO_MEMORY
+    return 0
+
+
+cdef void path_mark_lengths(Trie* trie, const Path* path) noexcept nogil:
+    """Let the nodes of a pattern's path know what keys it matches."""
+    cdef const Words* words = &path.words
+    cdef uint32_t i = words.count, length = 0, marks
+    cdef bint any_more = False
+    while i > 0:
+        i -= 1
+        if word_is(words, i, c"#"):
+            any_more = True
+        else:
+            length += 1
+        marks = length_mark(length) if length != 0 else 0
+        if any_more:
+            marks = MARK_LENGTHS & ~(marks - 1) if marks != 0 else MARK_LENGTHS
+        if marks & ~cell_at(&trie.cells, path.node[i]).marks:
+            cell_at(&trie.cells, path.node[i]).marks |= marks
+            path_tell_marks(trie, path, i)
 
 
 cdef int trie_add(Trie* trie, const char* pattern, size_t length, uint64_t id) noexcept nogil:
-    cdef Words words
-    cdef uint32_t path[WORDS_MAX + 1]
-    cdef uint32_t child, depth = 0
-    cdef int done = TRIE_NO_MEMORY
+    cdef Path path
+    cdef TrieNode* node
+    cdef int done
     if length > TOPIC_LENGTH_MAX:
         return TRIE_TOO_LONG
     if trie.cells.count == 0 and cells_take(&trie.cells) == UINT32_MAX:
         trie_free(trie)
         return TRIE_NO_MEMORY
-    words_split(&words, pattern, length)
-    path[0] = ROOT
-    while depth < words.count:
-        child = trie_child(trie, path[depth], &words, depth)
-        if child == NONE:
-            child = trie_grow(trie, path[depth], &words, depth)
-            if child == UINT32_MAX:
-                break
-        depth += 1
-        path[depth] = child
-    if depth == words.count:
-        done = node_add_id(cell_at(&trie.cells, path[depth]), id)
+    path_follow(trie, &path, pattern, length)
+    if path.leaf and path.depth == path.words.count and path_edge(trie, &path, path.depth - 1).value == id:
+        return 0
+    done = path_extend(trie, &path, id)
+    if done == 0:
+        node = cell_at(&trie.cells, path.node[path.depth])
+        done = node_add_id(node, id)
+        if done == 1 and (node.marks & MARK_IDS) == 0:
+            node.marks |= MARK_IDS
+            path_tell_marks(trie, &path, path.depth)
     if done == 1:
+        path_mark_lengths(trie, &path)
         trie.size += 1
-    else:
-        trie_prune(trie, path, &words, depth)
+    elif not path.leaf:
+        path_prune(trie, &path)
     return done
 
 
 cdef int trie_remove(Trie* trie, const char* pattern, size_t length, uint64_t id) noexcept nogil:
-    cdef Words words
-    cdef uint32_t path[WORDS_MAX + 1]
-    cdef uint32_t depth = 0
+    cdef Path path
+    cdef TrieNode* node
     if length > TOPIC_LENGTH_MAX:
         return TRIE_TOO_LONG
     if trie.cells.count == 0:
         return 0
-    words_split(&words, pattern, length)
-    path[0] = ROOT
-    while depth < words.count:
-        path[depth + 1] = trie_child(trie, path[depth], &words, depth)
-        if path[depth + 1] == NONE:
-            return 0
-        depth += 1
-    if node_remove_id(cell_at(&trie.cells, path[depth]), id) == 0:
+    path_follow(trie, &path, pattern, length)
+    if path.depth < path.words.count:
         return 0
+    if path.leaf:
+        if path_edge(trie, &path, path.depth - 1).value != id:
+            return 0
+        path_unlink(trie, &path)
+    else:
+        node = cell_at(&trie.cells, path.node[path.depth])
+        if node_remove_id(node, id) == 0:
+            return 0
+        if node.id_count == 0:
+            node.marks &= ~<uint32_t>MARK_IDS
+            path_tell_marks(trie, &path, path.depth)
     trie.size -= 1
-    trie_prune(trie, path, &words, depth)
+    path_prune(trie, &path)
     return 1
-
-
-# ------------------------------------------------------------------------------------------------------------------ matching
-
-cdef int set_reserve(NodeSet* nodes, size_t room) noexcept nogil:
-    """Make room for so many nodes in all."""
-    cdef size_t capacity = nodes.capacity if nodes.capacity != 0 else NODES_FIRST
-    cdef uint32_t* items
-    if room <= nodes.capacity:
-        return 0
-    while capacity < room:
-        capacity *= 2
-    items = <uint32_t*>resize_memory(nodes.items, capacity * sizeof(uint32_t))
-    if items == NULL:
-        return -1
-    nodes.items, nodes.capacity = items, capacity
-    return 0
-
-
-cdef int trie_open(Trie* trie, uint32_t hash_node) noexcept nogil:
-    """A node was reached whose `#` child is `hash_node`: reach that too, as it stands for no word, and its own `#` child."""
-    cdef TrieNode* node
-    while hash_node != NONE:
-        node = cell_at(&trie.cells, hash_node)
-        if node.stamp == trie.stamp:
-            return 0
-        node.stamp = trie.stamp
-        if set_reserve(&trie.open, trie.open.count + 1) < 0:
-            return -1
-        trie.open.items[trie.open.count] = hash_node
-        trie.open.count += 1
-        hash_node = node.hash
-    return 0
-
-
-cdef inline void trie_reach(const Trie* trie, NodeSet* nodes, uint32_t node, uint32_t next_word) noexcept nogil:
-    """Add a node to the set, and fetch what the next step will look at."""
-    nodes.items[nodes.count] = node
-    nodes.count += 1
-    prefetch(cell_at(&trie.cells, node))
-    if next_word != NONE:
-        table_prefetch(&trie.edges, edge_key(node, next_word))
-
-
-cdef void trie_step(const Trie* trie, const NodeSet* origin, NodeSet* reached, uint32_t word, uint32_t next_word) noexcept nogil:
-    """Add to `reached`, where there is room for two of each, the children of the nodes of `origin` by a word of the key."""
-    cdef TrieNode* node
-    cdef Entry* entry
-    cdef size_t i
-    for i in range(origin.count):
-        node = cell_at(&trie.cells, origin.items[i])
-        if node.children != 0 and word != NONE:
-            entry = table_find(&trie.edges, edge_key(origin.items[i], word), NULL)
-            if entry != NULL:
-                trie_reach(trie, reached, <uint32_t>entry.value, next_word)
-        if node.star != NONE:
-            trie_reach(trie, reached, node.star, next_word)
-
-
-cdef int trie_walk(Trie* trie, const char* key, size_t length) noexcept nogil:
-    """Leave in `current` and `open` the nodes that the whole key reaches."""
-    cdef Words words
-    cdef uint32_t numbers[WORDS_MAX + 1]
-    cdef uint32_t k
-    cdef size_t i
-    words_split(&words, key, length)
-    for k in range(words.count):
-        numbers[k] = word_find(trie, key + words.start[k], words.length[k])
-    numbers[words.count] = NONE
-    trie.stamp += 1
-    trie.open.count = 0
-    if set_reserve(&trie.current, 1) < 0 or trie_open(trie, cell_at(&trie.cells, ROOT).hash) < 0:
-        return -1
-    trie.current.items[0] = ROOT
-    trie.current.count = 1
-    for k in range(words.count):
-        trie.following.count = 0
-        if set_reserve(&trie.following, 2 * (trie.current.count + trie.open.count)) < 0:
-            return -1
-        trie_step(trie, &trie.current, &trie.following, numbers[k], numbers[k + 1])
-        trie_step(trie, &trie.open, &trie.following, numbers[k], numbers[k + 1])
-        trie.current, trie.following = trie.following, trie.current
-        for i in range(trie.current.count):
-            if trie_open(trie, cell_at(&trie.cells, trie.current.items[i]).hash) < 0:
-                return -1
-        if trie.current.count + trie.open.count == 0:
-            break
-    return 0
-
-
-cdef void ids_free(Ids* ids) noexcept nogil:
-    free(ids.items)
-    ids.items, ids.count, ids.capacity = NULL, 0, 0
-
-
-cdef int ids_reserve(Ids* ids, size_t room) noexcept nogil:
-    cdef size_t capacity = ids.capacity if ids.capacity != 0 else IDS_FIRST
-    cdef uint64_t* items
-    if room <= ids.capacity:
-        return 0
-    while capacity < room:
-        capacity *= 2
-    items = <uint64_t*>resize_memory(ids.items, capacity * sizeof(uint64_t))
-    if items == NULL:
-        return -1
-    ids.items, ids.capacity = items, capacity
-    return 0
-
-
-cdef int ids_append_new(Trie* trie, Ids* out, const uint64_t* ids, size_t count, bint scan) noexcept nogil:
-    """Append those that are not in `out`, where there is room; `scan`: look through it, otherwise in the table `seen`."""
-    cdef size_t i, k
-    for i in range(count):
-        if scan:
-            k = 0
-            while k < out.count and out.items[k] != ids[i]:
-                k += 1
-            if k < out.count:
-                continue
-        else:
-            if table_find(&trie.seen, ids[i], NULL) != NULL:
-                continue
-            if table_put(&trie.seen, ids[i], 1) < 0:
-                return -1
-        out.items[out.count] = ids[i]
-        out.count += 1
-    return 0
-
-
-cdef int trie_collect(Trie* trie, Ids* out) noexcept nogil:
-    """Append the ids of the nodes in `current` and `open`, which are disjoint, each id once."""
-    cdef size_t i, total = 0, before = out.count
-    cdef NodeSet* nodes = &trie.current
-    cdef TrieNode* node
-    cdef uint32_t turn
-    cdef bint scan
-    cdef int done = 0
-    for turn in range(2):
-        for i in range(nodes.count):
-            total += cell_at(&trie.cells, nodes.items[i]).id_count
-        nodes = &trie.open
-    if total == 0:
-        return 0
-    if ids_reserve(out, before + total) < 0:
-        return -1
-    scan = before + total <= SCAN_MAX
-    if not scan:
-        for i in range(before):
-            if table_put(&trie.seen, out.items[i], 1) < 0:
-                done = -1
-    nodes = &trie.current
-    for turn in range(2):
-        for i in range(nodes.count):
-            node = cell_at(&trie.cells, nodes.items[i])
-            if node.id_count == total and before == 0:          # all from one node: no duplicates
-                memcpy(out.items, node_ids(node), total * sizeof(uint64_t))
-                out.count = total
-            elif done == 0:
-                done = ids_append_new(trie, out, node_ids(node), node.id_count, scan)
-        nodes = &trie.open
-    table_free(&trie.seen)
-    return done
-
-
-cdef int trie_match_into(Trie* trie, const char* key, size_t length, Ids* out) noexcept nogil:
-    if length > TOPIC_LENGTH_MAX:
-        return TRIE_TOO_LONG
-    if trie.cells.count == 0:
-        return 0
-    if trie_walk(trie, key, length) < 0 or trie_collect(trie, out) < 0:
-        return TRIE_NO_MEMORY
-    return 0
 
 
 cdef size_t trie_memory_size(const Trie* trie) noexcept nogil:
@@ -523,5 +542,6 @@ cdef size_t trie_memory_size(const Trie* trie) noexcept nogil:
     for i in range(trie.cells.count):
         if trie.cells.blocks[i].cells != NULL:
             size += trie.cells.blocks[i].slots * sizeof(TrieNode)
-    size += (trie.current.capacity + trie.following.capacity + trie.open.capacity) * sizeof(uint32_t)
+    size += (trie.current.capacity + trie.following.capacity + trie.hashes.capacity) * sizeof(Probe)
+    size += (trie.open.capacity + trie.leaves.capacity + trie.ended.capacity) * sizeof(uint64_t)
     return size + table_memory_size(&trie.edges) + table_memory_size(&trie.words)

@@ -88,7 +88,7 @@ def random_pattern(seeded, words):
     return b".".join(b"*" if p < 0.1 else b"#" if p < 0.15 else b"w%d" % seeded.randrange(words) for p in picked)
 
 
-@pytest.mark.parametrize("block_slots", [8, 4096])
+@pytest.mark.parametrize("block_slots", [64, 4096])
 def test_large_trie_grows_and_gives_its_memory_back(block_slots):
     """30,000 patterns: segments split, cells fill blocks; in random order they go, and with the last one all memory."""
     seeded, trie = random.Random(7), TopicTrie(block_slots=block_slots)
@@ -112,7 +112,24 @@ def test_large_trie_grows_and_gives_its_memory_back(block_slots):
     assert trie.memory_size == 0
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 31, 32, 33, 100, 5000])
+def test_match_many_has_for_each_key_what_match_has():
+    seeded, trie = random.Random(8), TopicTrie(block_slots=8)
+    for n in range(2000):
+        trie.add(random_pattern(seeded, 6), n)
+    keys = [random_pattern(seeded, 7) for _ in range(100)] + [b"", b"nothing.here"]
+    ids, ends = trie.match_many(keys)
+    for key, begin, end in zip(keys, [0, *ends], ends, strict=False):
+        assert sorted(ids[begin:end]) == sorted(trie.match(key))
+    assert (len(ends), ends[-1]) == (len(keys), len(ids))
+    assert [list(each) for each in trie.match_many([])] == [[], []]
+    assert [list(each) for each in TopicTrie().match_many([b"a"])] == [[], [0]]
+    with pytest.raises(ValueError):
+        trie.match_many([b"a" * 256])
+    with pytest.raises(TypeError):
+        trie.match_many(["a"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 31, 32, 33, 63, 64, 65, 100, 5000])
 def test_id_under_several_patterns_is_returned_once(count):
     trie = TopicTrie()
     for n in range(count):
@@ -136,6 +153,16 @@ def test_pattern_of_many_wildcards_is_matched_in_bounded_time(pattern, key):
     trie.add(pattern, 1)
     for _ in range(100):
         assert trie.match(key) == ([1] if matches(pattern, key) else [])
+
+
+@pytest.mark.parametrize("count", [63, 64, 65, 200])
+def test_many_nodes_that_stay_are_each_reached_once(count):
+    """Behind a first `#` every node is reached again at each word of the key; up to 64 are compared, more are stamped."""
+    trie, middles = TopicTrie(), [bin(n + 2)[3:] for n in range(count)]            # all short words of 0 and 1
+    for n, middle in enumerate(middles):
+        assert trie.add(b".".join([b"#", *(b"a" if bit == "0" else b"*" for bit in middle), b"#"]), n)
+    assert sorted(trie.match(b".".join([b"a"] * 127))) == list(range(count))
+    assert sorted(trie.match(b"a.a")) == [n for n, middle in enumerate(middles) if len(middle) <= 2]
 
 
 def test_all_short_wildcard_patterns_together_are_matched_in_bounded_time():

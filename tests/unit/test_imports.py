@@ -37,7 +37,8 @@ def sources(*suffixes, folders=("fastmq",)):
 
 
 def part_of(path):
-    return path.relative_to(PACKAGE).parts[0].split(".")[0].removesuffix("_ring").removesuffix("_table").removesuffix("_trie")
+    name = path.relative_to(PACKAGE).parts[0].split(".")[0]
+    return "_core" if name.startswith("_core_") else name
 
 
 def absolute(module, path):
