@@ -18,8 +18,9 @@ env: .venv/made-with
 	FASTMQ_EXT=none $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --config-settings editable_mode=compat -e '.[test,dev]'
 	echo '$(PYTHON_ID)' > $@
 
-build: env  # Cython and the compiler see themselves what changed
+build: env  # Cython and the compiler see themselves what changed; byte code, as pip makes it: a start need not compile, whatever may be written
 	$(PY) setup.py --quiet build_ext --inplace
+	$(PY) -m compileall -q fastmq
 
 demo: build  # make demo INPUT='a file or a folder'
 	$(PY) examples/wordcount.py $(if $(value INPUT),-- '$(subst ','\'',$(value INPUT))')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastmq.errors import (
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
     from fastmq.client.consumer import Consumer
     from fastmq.client.message import Event, Message
     from fastmq.client.subscription import Subscription
-
-__version__ = "0.1.0"
+    from fastmq.config import __version__ as __version__
 
 # Imported when first used: the client needs nothing of the server, and the command line's --help needs neither.
 _MODULE_OF = {
@@ -38,6 +36,7 @@ _MODULE_OF = {
     "Message": "fastmq.client.message",
     "QueueInfo": "fastmq.client.client",
     "Subscription": "fastmq.client.subscription",
+    "__version__": "fastmq.config",
     "connect": "fastmq.client.client",
 }
 
@@ -69,6 +68,8 @@ def __getattr__(name: str) -> Any:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'fastmq' has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value

@@ -1,26 +1,32 @@
 """Every setting of the broker, once: flags, environment (FASTMQ_<NAME>), configuration file and docs/config.md derive from this table."""
 from __future__ import annotations
 
-import dataclasses
 import os
-import tomllib
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastmq.errors import BadArgument
 
+__version__ = "0.1.0"       # of fastmq, and in pyproject.toml
 UNIX_EVENTS = ".events"     # behind the path of the socket for commands
 UNIX_PATH_SIZE_MAX = 107    # bytes; Linux has room for 108 with the last NUL
 
 
+class Setting(NamedTuple):
+    """What is known about one setting."""
+
+    default: Any
+    help: str
+    low: float | None
+    high: float | None
+    flag: bool          # of `fastmq serve`
+
+
 def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None, flag: bool = False) -> Any:
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "flag": flag})
+    return Setting(default, help, low, high, flag)
 
 
-@dataclass(frozen=True)
 class Config:
-    """The settings of one broker. Times are seconds, sizes bytes."""
+    """The settings of one broker, which do not change. Times are seconds, sizes bytes. (Not a dataclass: that import makes a start longer.)"""
 
     host: str = _setting("127.0.0.1", "address to listen on", flag=True)
     port: int = _setting(7400, "port for commands; 0 takes a free one", low=0, high=65535, flag=True)
@@ -56,11 +62,30 @@ class Config:
     send_high_water_mark: int = _setting(10_000, "frames that may wait for one client before its answers are held back", low=10, high=10**6)
     events_high_water_mark: int = _setting(1000, "event frames that may wait for one subscriber before it loses events", low=1, high=10**6)
 
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value, low, high = getattr(self, item.name), item.metadata["low"], item.metadata["high"]
-            if low is not None and not low <= value <= high:
-                raise BadArgument(f"setting {item.name}={value!r} must lie between {low} and {high}")
+    def __init__(self, **values: Any) -> None:
+        """The settings given, of the types of their defaults; the others are the defaults. `from_map` is for values of strangers."""
+        for name in values:
+            if name not in SETTINGS:
+                raise BadArgument(f"there is no setting {name!r}")
+        vars(self).update({name: values.get(name, setting.default) for name, setting in SETTINGS.items()})
+        self._check()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"settings do not change: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Config({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def _check(self) -> None:
+        for name, setting in SETTINGS.items():
+            value, low, high = getattr(self, name), setting.low, setting.high
+            if low is not None and high is not None and not low <= value <= high:
+                raise BadArgument(f"setting {name}={value!r} must lie between {low} and {high}")
         if self.ring_size & (self.ring_size - 1):
             raise BadArgument(f"setting ring_size={self.ring_size} must be a power of two")
         if self.unix:
@@ -71,7 +96,7 @@ class Config:
         if "\0" in self.unix or self.unix == "@":
             raise BadArgument(f"setting unix={self.unix!r} is not a path")
         if not self.unix.startswith("@"):
-            object.__setattr__(self, "unix", os.path.abspath(self.unix))
+            vars(self)["unix"] = os.path.abspath(self.unix)
         size, size_max = len(os.fsencode(self.unix)), UNIX_PATH_SIZE_MAX - len(UNIX_EVENTS)
         if size > size_max:
             raise BadArgument(f"setting unix={self.unix!r} has {size} bytes; the path of a socket may have {size_max}")
@@ -97,39 +122,46 @@ class Config:
 
     def replace(self, **changes: Any) -> Config:
         """These settings with some changed; a value of None leaves one as it is."""
-        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+        return Config(**{**vars(self), **{name: value for name, value in changes.items() if value is not None}})
 
     def to_map(self) -> dict[str, Any]:
         """The settings as plain values, for another process."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_map(cls, values: dict[str, Any], where: str = "the settings") -> Config:
         """Settings from plain values; an unknown name or a value of another type is refused, naming it and `where` it stood."""
-        known = {item.name: item for item in fields(cls)}
         changes: dict[str, Any] = {}
         for name, value in values.items():
-            if name not in known:
+            if name not in SETTINGS:
                 raise BadArgument(f"{where}: there is no setting {name!r}; docs/config.md lists them all")
-            changes[name] = _converted(name, value, type(known[name].default), where)
+            changes[name] = _converted(name, value, type(SETTINGS[name].default), where)
         return cls(**changes)
 
     @classmethod
-    def load(cls, path: str | Path | None = None, environ: dict[str, str] | None = None) -> Config:
+    def load(cls, path: str | os.PathLike[str] | None = None, environ: dict[str, str] | None = None) -> Config:
         """Defaults, over them the TOML file at `path`, over that the environment."""
-        values: dict[str, Any] = {}
-        if path is not None:
-            try:
-                values = tomllib.loads(Path(path).read_text())
-            except OSError as error:
-                raise BadArgument(f"the configuration file {path} cannot be read: {error.strerror}") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise BadArgument(f"the configuration file {path} is not TOML: {error}") from None
+        values = {} if path is None else _read(path)
         config = cls.from_map(values, where=str(path))
         environ = dict(os.environ) if environ is None else environ
-        names = {item.name for item in fields(cls)}
-        found = {name: environ["FASTMQ_" + name.upper()] for name in names if "FASTMQ_" + name.upper() in environ}
+        found = {name: environ["FASTMQ_" + name.upper()] for name in SETTINGS if "FASTMQ_" + name.upper() in environ}
         return cls.from_map({**config.to_map(), **found}, where="the environment (FASTMQ_...)")
+
+
+SETTINGS: dict[str, Setting] = {name: value for name, value in vars(Config).items() if isinstance(value, Setting)}
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a TOML file says."""
+    import tomllib  # not above: a start without a file need not wait for it
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise BadArgument(f"the configuration file {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadArgument(f"the configuration file {path} is not TOML: {error}") from None
 
 
 def _converted(name: str, value: Any, kind: type, where: str) -> Any:

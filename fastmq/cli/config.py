@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import click
 
 from fastmq.cli import EXIT_STATUS
 from fastmq.cli.output import write_bytes, write_json, write_table
-from fastmq.config import Config
+from fastmq.config import SETTINGS, Config
 
 
 @click.command(epilog=EXIT_STATUS)
@@ -24,7 +22,7 @@ def command(path: str | None, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         write_json(config.to_map())
     else:
-        rows = [(item.name, str(getattr(config, item.name)), item.metadata["help"]) for item in fields(Config)]
+        rows = [(name, str(getattr(config, name)), setting.help) for name, setting in SETTINGS.items()]
         write_table("", ("setting", "value", "meaning"), rows)
 
 
@@ -42,10 +40,10 @@ def markdown() -> str:
         "| setting | flag | environment | default | least | most | meaning |",
         "|---|---|---|---|---|---|---|",
     ]
-    for item in fields(Config):
-        flag = f"`--{item.name.replace('_', '-')}`" if item.metadata["flag"] else ""
-        default = f"`{item.default}`" if item.default != "" else "empty"
-        low, high = ("" if item.metadata[name] is None else str(item.metadata[name]) for name in ("low", "high"))
-        cells = (f"`{item.name}`", flag, f"`FASTMQ_{item.name.upper()}`", default, low, high, item.metadata["help"])
+    for name, setting in SETTINGS.items():
+        flag = f"`--{name.replace('_', '-')}`" if setting.flag else ""
+        default = f"`{setting.default}`" if setting.default != "" else "empty"
+        low, high = ("" if bound is None else str(bound) for bound in (setting.low, setting.high))
+        cells = (f"`{name}`", flag, f"`FASTMQ_{name.upper()}`", default, low, high, setting.help)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

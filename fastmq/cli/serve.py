@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import click
 
 from fastmq.cli.output import say
-from fastmq.config import Config
+from fastmq.config import SETTINGS, Config
 
 EXIT_STATUS_OF_SERVE = """\b
 Exit status: 0 stopped when asked to; 1 the broker could not start; 2 wrong
@@ -18,13 +17,11 @@ usage, or a setting that is not possible."""
 
 def setting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each setting that has a flag."""
-    for item in reversed(fields(Config)):
-        if item.metadata["flag"]:
-            name, kind = "--" + item.name.replace("_", "-"), type(item.default)
-            default = "" if item.default == "" else f"  [default: {item.default}]"
-            function = click.option(name, item.name, type=kind, help=_sentence(item.metadata["help"]) + default)(
-                function
-            )
+    for name, setting in reversed(SETTINGS.items()):
+        if setting.flag:
+            option, kind = "--" + name.replace("_", "-"), type(setting.default)
+            default = "" if setting.default == "" else f"  [default: {setting.default}]"
+            function = click.option(option, name, type=kind, help=_sentence(setting.help) + default)(function)
     return function
 
 

@@ -19,7 +19,8 @@ cdef enum:
     LINGER_NS = 500000                      # that a batch or settlement may wait for more
     SLACK_NS = 100000                       # by which the helper may be late
     REARM_NS = 20000000                     # after a caller's last read until the helper reads
-    NAP_NS = 1000000000                     # the longest sleep
+    NAP_NS = 1000000000                     # the longest sleep of a caller: a signal that came just before it would not end it
+    HELPER_NAP_NS = 60000000000             # the longest sleep of the helper, which is poked, and hears the broker's PING every 5 s
     CHECK_NS = 100000000                    # between looks for signals while another thread reads
     FINISH_NS = 500000000                   # for the broker to read the end and close its side
     IMPATIENT = 256                         # with a Wait: a connection that is cut ends the waiting at once

@@ -429,7 +429,7 @@ cdef class Helper:
         cdef int call
         while True:
             now = clock_ns()
-            due = now + NAP_NS
+            due = now + HELPER_NAP_NS
             call = self.look(self.commands, &events[0], now, &due, HELPER_COMMANDS)
             if call < 0:
                 call = self.look(self.events, &events[1], now, &due, HELPER_EVENTS if self.was_up else HELPER_NOTHING)

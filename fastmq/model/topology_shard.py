@@ -12,7 +12,6 @@ above its own: that of a waiting T is 0, so a front-end with a view goes on by i
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,6 +30,7 @@ from fastmq.model.topology import (
     RecordKind,
     Topology,
 )
+from fastmq.wire.digest import blake2b
 from fastmq.wire.limits import Limit
 from fastmq.wire.link import QueueFlag
 from fastmq.wire.shards import shard_of
@@ -348,7 +348,7 @@ class TopologyShard:
             self._delete(queue)
 
     def _server_name(self) -> str:
-        digest = hashlib.blake2b((self._number + 1).to_bytes(8, "big"), digest_size=15, key=self._salt).digest()
+        digest = blake2b((self._number + 1).to_bytes(8, "big"), digest_size=15, key=self._salt).digest()
         return SERVER_NAMED_PREFIX + base64.urlsafe_b64encode(digest).decode()
 
 

@@ -8,7 +8,6 @@ is refused, so one that was refused REFUSALS_MAX times is shut down. Runs in fro
 
     main thread --E_EVENT--> this thread --> subscribers          this thread --E_ACTIVE (each subscriber), E_UNUSED (the last)--> main thread
 """
-import logging
 import os
 import threading
 
@@ -27,8 +26,9 @@ from fastmq.server.live cimport E_ACTIVE, E_EVENT, E_UNUSED, EventHead
 from fastmq.wire.link cimport LinkHead
 
 from fastmq.server.live import split_subscription
+from fastmq.server.log import Log
 
-log = logging.getLogger(__name__)
+log = Log("front-end")
 
 
 cdef extern from "<poll.h>" nogil:
@@ -46,6 +46,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 
 cdef enum:
+    NAP_MS = 10000                  # the longest sleep; everything wakes it
     REFUSALS_MAX = 256              # subscriptions of one connection; each costs libzmq up to some 30 KiB
 
 
@@ -164,7 +165,7 @@ cdef class EventsThread:
             if busy:
                 continue
             if self.link.prepare_sleep():
-                poll(self.items, 4, 1000)
+                poll(self.items, 4, NAP_MS)
             self.link.awake()
 
     # ---- subscriptions

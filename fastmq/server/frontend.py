@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import resource
 import time
@@ -24,11 +23,14 @@ from fastmq.server.control import Control
 from fastmq.server.events import EventsThread
 from fastmq.server.frontend_loop import MONITORED, FrontendLoop
 from fastmq.server.live import SUBSCRIPTION_SIZE_MAX
+from fastmq.server.log import Log
 from fastmq.server.sessions import Sessions
 from fastmq.server.unix_socket import CannotListen, SocketFile, bind_unix
 from fastmq.wire.limits import Limit
 
-TICK_NS = 100_000_000           # between two ticks
+TICK_NS = 100_000_000           # between two ticks under load
+IDLE_TICK_NS = 1_000_000_000    # and without
+FILL_BYTES_NS = 4               # that strangers may fill memory with in a nanosecond: as long as they need to reach its limit nobody looks
 DRAIN_NS = 800_000_000        # at most, for the answers to what was taken before a drain
 DRAIN_LOOK_NS = 5_000_000       # between two looks whether all of it has been answered
 FAREWELL_NS = 200_000_000       # at most, for clients to take CLOSING
@@ -42,7 +44,7 @@ SUBSCRIPTIONS_AHEAD = 1         # that libzmq reads ahead: with more it takes in
 RECEIVE_MARK = 256              # messages of one connection that libzmq reads ahead
 DESCRIPTORS_SPARE = 64          # that are not for clients
 
-log = logging.getLogger(__name__)
+log = Log("front-end")
 
 
 def raise_descriptor_limit(config: Config) -> None:
@@ -159,17 +161,17 @@ class Frontend:
         self._look_at_bells()
         self._events.start()
         self._control.send({"op": "ready", "port": self.port, "events_port": self.events_port})
-        tick_at_ns = 0
+        soon_ns = tick_at_ns = 0
         while not self._stopped:
-            self._loop.work(tick_at_ns)
+            self._loop.work(tick_at_ns, soon_ns=soon_ns)
             self._hear()
             now_ns = time.monotonic_ns()
-            if now_ns >= tick_at_ns:
+            if now_ns >= min(soon_ns, tick_at_ns):
                 self._sessions.tick(now_ns)
                 self._watch_descriptors()
-                self._watch_memory()
                 self._rest()
-                tick_at_ns = now_ns + TICK_NS
+                soon_ns = now_ns + TICK_NS
+                tick_at_ns = now_ns + max(TICK_NS, min(IDLE_TICK_NS, self._watch_memory() // FILL_BYTES_NS))
             if self._draining_until_ns:
                 tick_at_ns = min(tick_at_ns, now_ns + DRAIN_LOOK_NS)
                 if self._sessions.is_drained() or now_ns >= self._draining_until_ns:
@@ -182,7 +184,7 @@ class Frontend:
         """Say so when the system refuses connections, for want of descriptors as a rule: libzmq itself goes on trying, at full speed."""
         if self._loop.accept_failed != self._accept_failed:
             failed, self._accept_failed = self._loop.accept_failed - self._accept_failed, self._loop.accept_failed
-            log.warning("%d connections could not be accepted; descriptors (%d) is the setting that bounds them", failed, self._descriptors)
+            log.say(f"{failed} connections could not be accepted; descriptors ({self._descriptors}) is the setting that bounds them")
 
     def _hear(self) -> None:
         """Do what the supervisor says."""
@@ -217,13 +219,14 @@ class Frontend:
             os.close(bell)
         self._look_at_bells()
 
-    def _watch_memory(self) -> None:
-        """End where memory in use is above the setting. Not RLIMIT_DATA: libzmq reserves what a frame's head announces, so that limit is
-        reached by a few strangers who announce much and send nothing."""
+    def _watch_memory(self) -> int:
+        """How many bytes of memory are left; the end where more than the setting allows is in use. Not RLIMIT_DATA: libzmq reserves what a
+        frame's head announces, so that limit is reached by a few strangers who announce much and send nothing."""
         with open("/proc/self/statm", "rb") as statm:
             resident = int(statm.read().split()[1]) * resource.getpagesize()
         if resident > self._memory_max:
             raise MemoryError(f"the front-end uses {resident} bytes; frontend_memory_max allows {self._memory_max}")
+        return self._memory_max - resident
 
     def _rest(self) -> None:
         """Give memory back once, when nothing has happened since the last tick."""

@@ -67,4 +67,4 @@ cdef class FrontendLoop:
     cdef int send_frame(self, Frame* f, const void* rid, size_t rid_size, Meter* meter) noexcept nogil
     cdef bint may_sleep(self) noexcept nogil
     cdef void awake(self) noexcept nogil
-    cdef void turns(self, uint64_t until_ns, bint until_idle) noexcept nogil
+    cdef void turns(self, uint64_t until_ns, bint until_idle, uint64_t soon_ns) noexcept nogil

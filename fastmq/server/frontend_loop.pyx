@@ -124,14 +124,18 @@ cdef class FrontendLoop:
         for i in range(self.items_count):
             self.items[i].events = POLLIN
 
-    def work(self, uint64_t until_ns, bint until_idle=False) -> None:
-        """Turns and sleep, until the control socket can be read or it is `until_ns`; with `until_idle` only until nothing is left to do."""
+    def work(self, uint64_t until_ns, bint until_idle=False, soon_ns=None) -> None:
+        """Turns and sleep, until the control socket can be read or it is `until_ns`; with `until_idle` only until nothing is left to do.
+
+        Who is busy stops at `soon_ns` already: who sleeps need not wake for what only work makes due.
+        """
+        cdef uint64_t soon = until_ns if soon_ns is None else soon_ns
         with nogil:
-            self.turns(until_ns, until_idle)
+            self.turns(until_ns, until_idle, soon)
         if self.sessions.out_of_memory:
             raise MemoryError("the front-end's memory is used up; frontend_memory_max is its limit")
 
-    cdef void turns(self, uint64_t until_ns, bint until_idle) noexcept nogil:
+    cdef void turns(self, uint64_t until_ns, bint until_idle, uint64_t soon_ns) noexcept nogil:
         cdef uint64_t now
         cdef int count = 0, timeout_ms
         cdef bint busy
@@ -139,7 +143,7 @@ cdef class FrontendLoop:
             now = monotonic_ns()
             self.sessions.now_ns = now
             busy = self.turn()
-            if now >= until_ns or (until_idle and not busy):
+            if now >= until_ns or (until_idle and not busy) or (busy and now >= soon_ns):
                 return
             count += 1
             if busy and count < CONTROL_TURNS:

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]      # the folder that this fastmq is imported from
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))        # the folder that this fastmq is imported from
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -18,6 +17,6 @@ def command(module: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """This process's environment, so that the program finds the same fastmq when it is not where installed packages are."""
     found = dict(os.environ)
-    if ROOT.name not in ("site-packages", "dist-packages"):
-        found["PYTHONPATH"] = os.pathsep.join([*filter(None, [found.get("PYTHONPATH")]), str(ROOT)])
+    if os.path.basename(ROOT) not in ("site-packages", "dist-packages"):
+        found["PYTHONPATH"] = os.pathsep.join([*filter(None, [found.get("PYTHONPATH")]), ROOT])
     return found

@@ -6,7 +6,6 @@ records are copied once, into the link; a worker that is down is owed nothing: i
 client sends them anew; a large record goes alone, through the worker's arena. No Python object is made, unless a route is not in the cache.
 Runs in front-ends.
 """
-import logging
 
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -27,7 +26,9 @@ from fastmq.wire.records cimport (
 )
 from fastmq.wire.verbs cimport BAD_REQUEST, INTERNAL, LIMIT, MANDATORY, OVER_WINDOW, TOO_LARGE, UNROUTABLE
 
-log = logging.getLogger(__name__)
+from fastmq.server.log import Log
+
+log = Log("front-end")
 
 
 cdef enum:

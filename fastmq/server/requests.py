@@ -6,15 +6,14 @@ asked; a declare is answered when T's record is applied here and the queue's sha
 """
 from __future__ import annotations
 
-import importlib.metadata
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
+from fastmq.config import __version__
 from fastmq.errors import CODE_OF_NUMBER, TEXT_OF_NUMBER, FastMQError, NotFound, Refused, Unavailable
 from fastmq.model.topology import Queue
 from fastmq.server.fields import check_options, read_fields, read_hello, shape_of, shown
@@ -42,7 +41,7 @@ LIMITS: dict[str, Any] = {      # as WELCOME tells them
     "message_size_max": int(Limit.MESSAGE_SIZE_MAX),
     "batch_count_max": int(Limit.BATCH_COUNT_MAX),
     "consume_window_max": int(Limit.CONSUMER_WINDOW_MAX),
-    "version": importlib.metadata.version("fastmq"),
+    "version": __version__,
 }
 TOPOLOGY_VERBS = frozenset(
     {Verb.DECLARE_EXCHANGE, Verb.DELETE_EXCHANGE, Verb.DECLARE_QUEUE, Verb.DELETE_QUEUE, Verb.BIND, Verb.UNBIND}
@@ -61,8 +60,7 @@ Counts = tuple[int, int, int, int, int]
 Done = Callable[[int, bytes], None]     # what is done with a worker's answer: (Code, payload)
 
 
-@dataclass(slots=True)
-class Consumer:
+class Consumer(NamedTuple):
     number: int
     queue: int
     window_messages: int
@@ -70,20 +68,21 @@ class Consumer:
     exclusive: bool
 
 
-@dataclass(slots=True)
 class Client:
     """A session as the requests see it."""
 
-    sid: int
-    hello: int
-    name: str
-    vhost: str = "/"
-    consumers: dict[int, Consumer] = field(default_factory=dict)
-    pending: int = 0            # its requests without an answer
+    __slots__ = ("consumers", "hello", "name", "pending", "sid", "vhost")
+
+    def __init__(self, sid: int, hello: int, name: str, vhost: str = "/") -> None:
+        self.sid = sid
+        self.hello = hello
+        self.name = name
+        self.vhost = vhost
+        self.consumers: dict[int, Consumer] = {}
+        self.pending = 0            # its requests without an answer
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(NamedTuple):
     """A request that a worker has in hand, and what is done with its reply."""
 
     worker: int
@@ -92,13 +91,15 @@ class Pending:
     lost: Code = Code.UNKNOWN               # what a death of the worker makes of it
 
 
-@dataclass(slots=True)
 class Gathering:
     """Those who want a STATUS (client, its HELLO, its request), and what the workers have said so far."""
 
-    asked: list[tuple[Client, int, int]]
-    waiting: int
-    counts: list[Counts] = field(default_factory=list)
+    __slots__ = ("asked", "counts", "waiting")
+
+    def __init__(self, asked: list[tuple[Client, int, int]], waiting: int) -> None:
+        self.asked = asked
+        self.waiting = waiting
+        self.counts: list[Counts] = []
 
 
 class Requests:

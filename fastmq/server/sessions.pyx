@@ -8,7 +8,6 @@ A turn of whoever drives it (server/frontend_loop.pyx; tests and the simulation 
 
     tick(now) ... receive(...) for each request, pump() or from_worker(...) for each link message ... take_output()
 """
-import logging
 import os
 
 cimport cython
@@ -37,9 +36,10 @@ from fastmq.wire.verbs cimport (
 )
 
 from fastmq.errors import NUMBER_OF_CODE, TEXT_OF_NUMBER, FastMQError
+from fastmq.server.log import Log
 from fastmq.server.requests import Requests, shape_of
 
-log = logging.getLogger(__name__)
+log = Log("front-end")
 
 
 cdef enum:
@@ -272,7 +272,7 @@ cdef class Sessions(Membership):
         try:
             self.requests.from_worker(worker, kind, shard, (<const char*> payload)[:size])
         except Exception:
-            log.exception("message %d of worker %d", kind, worker)
+            log.exception(f"message {kind} of worker {worker}")
 
     # ---- what is refused, and what is not on the hot path
 
@@ -323,7 +323,7 @@ cdef class Sessions(Membership):
             self.bad_requests += 1
             self.refuse(s, source, NUMBER_OF_CODE[error.code], str(error))
         except Exception:
-            log.exception("request of verb %d", source.verb)
+            log.exception(f"request of verb {source.verb}")
             self.refuse(s, source, INTERNAL, TEXT_OF_NUMBER[INTERNAL])
 
     # ---- from Python: the loop, tests, the simulation
@@ -378,7 +378,7 @@ cdef class Sessions(Membership):
         try:
             self.from_events(kind, (<const char*> payload)[:size])
         except Exception:
-            log.exception("message %d of the XPUB thread", kind)
+            log.exception(f"message {kind} of the XPUB thread")
 
     def drop_routes(self) -> None:
         """The topology or the set of live patterns has changed."""

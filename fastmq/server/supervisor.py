@@ -27,6 +27,7 @@ from fastmq.net.arena import make_arena_fd
 from fastmq.net.ring import make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control, Message
+from fastmq.server.log import Log
 
 PAUSE_MIN_S = 0.01          # before the second restart of what dies soon; doubled each time
 PAUSE_MAX_S = 2.0
@@ -36,10 +37,10 @@ DRAIN_WORKERS_S = 1.4       # the workers',
 STOP_S = 1.7                # and when what still lives is killed
 BIND_RETRY_S = 10.0         # how long a restarted front-end tries its old ports
 EXIT_S = 1.0                # how long a child that has closed its control socket may take to exit
-LOG_SIZE_MAX = 1 << 20      # of an embedded broker's log in memory, which is then begun anew
 NO_DATA_DIR = "setting data_dir: this version keeps messages in memory only; leave it empty"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+log = Log("supervisor")
 MODULES = {"frontend": "fastmq.server.frontend", "worker": "fastmq.server.worker"}
 
 
@@ -50,16 +51,6 @@ class State(enum.Enum):
     DRAINING_WORKERS = enum.auto()
     STOPPING = enum.auto()
     ENDED = enum.auto()
-
-
-def log(text: str) -> None:
-    """One line of the log. Nobody reads it: nothing is said."""
-    try:
-        if os.fstat(2).st_size > LOG_SIZE_MAX and os.readlink("/proc/self/fd/2").startswith("/memfd:"):
-            os.ftruncate(2, 0)
-        os.write(2, f"{time.strftime('%Y-%m-%d %H:%M:%S')} fastmq supervisor: {text}\n".encode())
-    except OSError:
-        pass
 
 
 class Child:
@@ -232,7 +223,7 @@ class Supervisor:
         try:
             child.start(self._epoch)
         except OSError as error:
-            log(f"{child.name} cannot be started: {error}")
+            log.say(f"{child.name} cannot be started: {error}")
             child.soon += 1
             child.restart_at = time.monotonic() + PAUSE_MAX_S
             if self.state is State.STARTING:
@@ -289,7 +280,7 @@ class Supervisor:
                 self._say_ready()
         elif message["op"] == "failed":
             child.failure = message["text"]
-            log(f"{child.name} cannot start: {child.failure}")
+            log.say(f"{child.name} cannot start: {child.failure}")
         elif message["op"] == "drained":
             child.drained = True
 
@@ -298,9 +289,9 @@ class Supervisor:
         try:
             os.write(1, f"ready fastmq://{host}:{self.port} events={self.events_port}\n".encode())
         except OSError:
-            log("nobody reads standard output")
+            log.say("nobody reads standard output")
         if self.config.unix:
-            log(f"ready also at {self.config.unix_url}")
+            log.say(f"ready also at {self.config.unix_url}")
 
     def _ended(self, child: Child) -> None:
         """A child's process has ended: what it said last is heard, the other ends are told, and it is started again in its time."""
@@ -312,7 +303,7 @@ class Supervisor:
         how = child.ended(time.monotonic())
         if self.state is State.STARTING:
             if not child.failure:
-                log(f"{child.name} (pid {pid}) {how} before the broker was ready")
+                log.say(f"{child.name} (pid {pid}) {how} before the broker was ready")
             self._fail()
             return
         for other in self.children:
@@ -320,7 +311,7 @@ class Supervisor:
                 other.send({"op": "unlink", child.role: child.index})
         if self.state is State.SERVING:
             pause_s = max(0.0, child.restart_at - time.monotonic())
-            log(f"{child.name} (pid {pid}) {how}; restarting it in {pause_s:.2f} s")
+            log.say(f"{child.name} (pid {pid}) {how}; restarting it in {pause_s:.2f} s")
             self._tell_processes()
 
     def _tell_processes(self) -> None:
@@ -355,10 +346,10 @@ class Supervisor:
         """The first time: drain. The second time, or before the broker was ready: end at once."""
         self._asked_times += 1
         if self.state is State.STARTING or self._asked_times > 1:
-            log(f"{reason}: ending at once")
+            log.say(f"{reason}: ending at once")
             self.state = State.ENDED
             return
-        log(f"{reason}: draining")
+        log.say(f"{reason}: draining")
         self._drain_began = time.monotonic()
         self._tell("frontend", "drain", State.DRAINING_FRONTENDS)
 
@@ -377,7 +368,7 @@ class Supervisor:
         if self.state is State.STOPPING and (spent >= STOP_S or all(child.process is None for child in self.children)):
             for child in self.children:
                 if child.process is not None:
-                    log(f"{child.name} (pid {child.pid}) did not stop in time: killed")
+                    log.say(f"{child.name} (pid {child.pid}) did not stop in time: killed")
             self.state = State.ENDED
 
     def _drained(self, role: str) -> bool:
@@ -403,7 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
         if config.data_dir:
             raise BadArgument(NO_DATA_DIR)
     except BadArgument as error:
-        log(str(error))
+        log.say(str(error))
         return 2
     return Supervisor(config, parent_fd, asked_fd).run()
 

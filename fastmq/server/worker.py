@@ -17,7 +17,8 @@ from fastmq.server.worker_loop import WorkerLoop
 from fastmq.server.workshop import Workshop
 from fastmq.storage.log import NullLog
 
-TICK_NS = 250_000_000           # between two ticks
+TICK_NS = 250_000_000           # between two ticks under load
+IDLE_TICK_NS = 1_000_000_000    # and without
 
 
 class Worker:
@@ -46,18 +47,18 @@ class Worker:
         """Until told to stop. EOFError and OSError: the supervisor has gone."""
         self._look_at_bells()
         self._control.send({"op": "ready"})
-        tick_at_ns = 0
+        soon_ns = tick_at_ns = 0
         while not self._stopped:
-            idle = self._loop.work(tick_at_ns, until_idle=self._draining)
+            idle = self._loop.work(tick_at_ns, until_idle=self._draining, soon_ns=soon_ns)
             if idle and self._draining:
                 self._draining = False
                 self._control.send({"op": "drained"})
             self._hear()
             now_ns = time.monotonic_ns()
-            if now_ns >= tick_at_ns:
+            if now_ns >= soon_ns:
                 self._workshop.tick(now_ns)
                 self._rest()
-                tick_at_ns = now_ns + TICK_NS
+                soon_ns, tick_at_ns = now_ns + TICK_NS, now_ns + IDLE_TICK_NS
 
     def _rest(self) -> None:
         """Give memory back once, when nothing has happened since the last tick."""

@@ -45,27 +45,29 @@ cdef class WorkerLoop:
             self.items[self.item_count].events = POLLIN
             self.item_count += 1
 
-    def work(self, tick_at_ns: int, until_idle: bool = False) -> bool:
+    def work(self, tick_at_ns: int, until_idle: bool = False, soon_ns: int | None = None) -> bool:
         """Turns and sleep, until the control socket can be read or `tick_at_ns` is reached; with `until_idle` until nothing is left to do.
 
-        Whether nothing was left to do. Raises what has made the workshop fail.
+        Who is busy stops at `soon_ns` already: who sleeps need not wake for what only work makes due. Whether nothing was left to do. Raises
+        what has made the workshop fail.
         """
         cdef bint idle
         cdef int64_t until = tick_at_ns
+        cdef int64_t soon = tick_at_ns if soon_ns is None else soon_ns
         cdef bint stop_idle = until_idle
         with nogil:
-            idle = self.turns(until, stop_idle)
+            idle = self.turns(until, stop_idle, soon)
         self.workshop.check()
         return idle
 
-    cdef bint turns(self, int64_t tick_at_ns, bint until_idle) noexcept nogil:
+    cdef bint turns(self, int64_t tick_at_ns, bint until_idle, int64_t soon_ns) noexcept nogil:
         cdef int64_t now
         cdef bint busy, sleeps
         cdef int turns = 0, timeout_ms
         while True:
             now = clock_ns(CLOCK_MONOTONIC)
             busy = self.workshop.turn(now, <uint64_t> (clock_ns(CLOCK_REALTIME) // 1000000))
-            if now >= tick_at_ns or self.workshop.failed or (until_idle and not busy):
+            if now >= tick_at_ns or self.workshop.failed or (until_idle and not busy) or (busy and now >= soon_ns):
                 return not busy
             turns += 1
             if busy and turns < CONTROL_TURNS:

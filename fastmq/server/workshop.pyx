@@ -126,7 +126,7 @@ cdef class Workshop:
             self._send_snapshot()
 
     def tick(self, now_ns: int) -> None:
-        """Now and then (4 times a second): what is due by time."""
+        """Now and then (4 times a second, once where there is nothing to do): what is due by time."""
         for index, shard in enumerate(self.shards):
             if shard is not None:
                 shard.tick(now_ns)

@@ -1,5 +1,5 @@
 """Which shard holds a queue: every process, and every later one, must agree."""
-import hashlib
+from fastmq.wire.digest import blake2b
 
 
 def shard_of(vhost: str, queue: str, shards: int) -> int:
@@ -7,5 +7,5 @@ def shard_of(vhost: str, queue: str, shards: int) -> int:
     opened = queue.find("{")
     closed = queue.find("}", opened + 1)
     name = queue[opened + 1 : closed] if opened >= 0 and closed > opened + 1 else queue
-    digest = hashlib.blake2b(f"{vhost}\0{name}".encode(), digest_size=8).digest()
+    digest = blake2b(f"{vhost}\0{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % shards

@@ -19,6 +19,7 @@ from fastmq.broker import Broker
 from fastmq.errors import BadArgument, BrokerFailed
 
 READY = re.compile(r"ready fastmq://127\.0\.0\.1:(\d+) events=(\d+)\n")
+REST_WAKES_S = 10                   # of all processes with two workers: a tick each second, and what that says to others
 KILLS = 20 if LONG else 8           # one after another, so the pauses grow; tests of deaths under load have 20
 
 
@@ -171,6 +172,21 @@ def test_killed_supervisor_takes_hung_children_along(program, run):
     program.process.kill()
     program.end()
     wait_until(lambda: not processes_of(run.id), timeout=2)
+
+
+def switches(pid):
+    """How often the threads of a process have gone to sleep."""
+    found = [task.joinpath("status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.MULTILINE)[1]) for text in found)
+
+
+def test_broker_at_rest_hardly_wakes(program):
+    pids = [program.pid, *program.children.values()]
+    for seconds in (0.5, 2):            # the first one: what a start leaves to do
+        before, end = [switches(pid) for pid in pids], time.monotonic() + seconds
+        wait_until(lambda end=end: time.monotonic() > end)
+    woken = {pid: switches(pid) - count for pid, count in zip(pids, before, strict=True)}
+    assert sum(woken.values()) <= 2 * REST_WAKES_S, woken
 
 
 # ---- restarts

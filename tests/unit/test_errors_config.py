@@ -1,6 +1,10 @@
 """One source for each fact: error codes and settings agree with everything derived from them."""
+import tomllib
+from pathlib import Path
+
 import pytest
 
+import fastmq
 from fastmq.config import Config
 from fastmq.errors import ERROR_OF_CODE, WIRE_ERRORS, BadArgument, NotFound, error_from_wire
 from fastmq.wire.shards import shard_of
@@ -60,3 +64,7 @@ def test_shard_of_a_queue_never_changes():
     assert shard_of("/", "a", 64) == 51 and shard_of("/", "orders", 64) == 14
     assert shard_of("/", "x.{tag}.1", 64) == shard_of("/", "y.{tag}.2", 64)
     assert shard_of("/", "{}", 64) != shard_of("other", "{}", 64)
+
+
+def test_version_of_the_package_is_that_of_the_program():
+    assert tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["version"] == fastmq.__version__
