@@ -244,7 +244,7 @@ cdef class ClientCore(Session):
             if not consumer_add(c, run):
                 self.release_run(run)
                 return False
-        if at_once or self.settles.messages >= self.settle_due:
+        if at_once or self.settles.most >= self.settle_due:
             self.flush_settles()
         return records.at == records.end
 
@@ -348,6 +348,7 @@ cdef class ClientCore(Session):
             text = mp_read_str(&r, &text_size)
             if is_passing(code, code_size):
                 c.retry_ns = now + CONSUME_RETRY_NS
+                self.consume_at(c.retry_ns)
             else:
                 consumer_end(c, code, code_size, text, text_size)
         self.sweep_consumers()

@@ -6,6 +6,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.wire.buffer cimport Buffer, buffer_extend
+from fastmq.wire.limits cimport SHARDS_MAX
 from fastmq.wire.msgpack cimport Reader
 
 
@@ -64,6 +65,7 @@ cdef struct ConsumerState:
 
 cdef struct SettleSet:
     uint64_t epoch
+    uint64_t messages                   # in its ranges and exceptions
     uint32_t shard
     Buffer ranges                       # SettleRange[]: acknowledged
     Buffer exceptions                   # SettleOther[]
@@ -84,10 +86,10 @@ cdef struct Settles:
     SettleSet* sets
     uint32_t count
     uint32_t room
-    uint32_t latest                     # index of the set that was added to last
     uint32_t ranges                     # ranges and exceptions of all sets
-    uint64_t messages                   # in them
+    uint64_t most                       # messages in the set with most of them: no queue has more of its consumer's here
     bint failed                         # no memory: some were lost
+    uint16_t[SHARDS_MAX] of_shard       # index of the set that the shard's settlements went to last; it may be another's since
 
 
 cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) noexcept nogil
@@ -111,18 +113,21 @@ cdef void settles_clear(Settles* s) noexcept nogil
 cdef void settles_free(Settles* s) noexcept nogil
 
 
+cdef inline void settles_count(Settles* s, SettleSet* at, uint64_t messages) noexcept nogil:
+    at.messages += messages
+    if at.messages > s.most:
+        s.most = at.messages
+
+
 cdef inline void settles_ack(Settles* s, uint32_t shard, uint64_t epoch, uint64_t first, uint64_t last) noexcept nogil:
     """Acknowledge tags first..last: they prolong the last range of their shard and epoch, or begin one."""
     cdef SettleSet* at
     cdef SettleRange* range
-    if s.count and s.sets[s.latest].shard == shard and s.sets[s.latest].epoch == epoch:
-        at = &s.sets[s.latest]
-    else:
-        at = settles_set(s, shard, epoch)
-        if at == NULL:
-            s.failed = True
-            return
-    s.messages += last - first + 1
+    at = settles_set(s, shard, epoch)
+    if at == NULL:
+        s.failed = True
+        return
+    settles_count(s, at, last - first + 1)
     if at.ranges.size:
         range = <SettleRange*> (at.ranges.data + at.ranges.size) - 1
         if range.last + 1 == first:

@@ -187,12 +187,14 @@ cdef void consumer_end(ConsumerState* c, const uint8_t* code, uint32_t code_size
 # ---- settlements
 
 cdef SettleSet* settles_set(Settles* s, uint32_t shard, uint64_t epoch) noexcept nogil:
-    """The set of this shard and epoch, made where there is none, remembered as the latest; NULL: no memory."""
-    cdef uint32_t i, room
+    """The set of this shard and epoch, made where there is none; NULL: no memory. `of_shard` is a guess."""
+    cdef uint32_t i = s.of_shard[shard % SHARDS_MAX], room
     cdef SettleSet* sets
+    if i < s.count and s.sets[i].shard == shard and s.sets[i].epoch == epoch:
+        return &s.sets[i]
     for i in range(s.count):
         if s.sets[i].shard == shard and s.sets[i].epoch == epoch:
-            s.latest = i
+            s.of_shard[shard % SHARDS_MAX] = <uint16_t> i
             return &s.sets[i]
     if s.count == s.room:
         room = s.room * 2 if s.room else 4
@@ -204,11 +206,12 @@ cdef SettleSet* settles_set(Settles* s, uint32_t shard, uint64_t epoch) noexcept
             buffer_init(&sets[i].exceptions)
         s.sets = sets
         s.room = room
-    s.latest = s.count
+    sets = &s.sets[s.count]
+    s.of_shard[shard % SHARDS_MAX] = <uint16_t> s.count
     s.count += 1
-    sets = &s.sets[s.latest]
     sets.shard = shard
     sets.epoch = epoch
+    sets.messages = 0
     buffer_clear(&sets.ranges)
     buffer_clear(&sets.exceptions)
     return sets
@@ -222,7 +225,7 @@ cdef void settles_except(Settles* s, uint32_t shard, uint64_t epoch, uint64_t fi
             other = <SettleOther*> (at.exceptions.data + at.exceptions.size) - 1
             if other.last + 1 == first and other.action == <uint64_t> action:
                 other.last = last
-                s.messages += last - first + 1
+                settles_count(s, at, last - first + 1)
                 return
         other = <SettleOther*> buffer_extend(&at.exceptions, sizeof(SettleOther))
     if other == NULL:
@@ -232,7 +235,7 @@ cdef void settles_except(Settles* s, uint32_t shard, uint64_t epoch, uint64_t fi
     other.last = last
     other.action = action
     s.ranges += 1
-    s.messages += last - first + 1
+    settles_count(s, at, last - first + 1)
 
 
 cdef void settles_release(Settles* s, Run* run) noexcept nogil:
@@ -324,8 +327,7 @@ cdef void settles_write(Settles* s, Buffer* header, Buffer* out, const uint8_t* 
 cdef void settles_clear(Settles* s) noexcept nogil:
     s.count = 0
     s.ranges = 0
-    s.messages = 0
-    s.latest = 0
+    s.most = 0
 
 
 cdef void settles_free(Settles* s) noexcept nogil:

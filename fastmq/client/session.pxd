@@ -46,7 +46,8 @@ cdef class Session(Peer):
     cdef Settles settles
     cdef IdMap consumers                    # number -> ConsumerState*
     cdef uint32_t next_consumer
-    cdef uint32_t settle_due                # settled messages that make a SETTLE due: half of the smallest prefetch
+    cdef uint64_t consume_ns                # no CONSUME is to be repeated before that; 0: none is
+    cdef uint32_t settle_due                # settled messages of one shard that make a SETTLE due: half of the smallest prefetch
     cdef public uint64_t welcomes           # accepted HELLOs
     cdef public uint64_t sessions           # sessions begun
     cdef public uint64_t stale_settles      # settlements of messages from before a break: they did nothing
@@ -71,6 +72,7 @@ cdef class Session(Peer):
     cdef void bye(self, uint64_t now) noexcept nogil
 
     cdef void say_hello(self, uint64_t now) noexcept nogil
+    cdef void consume_at(self, uint64_t when) noexcept nogil        # a CONSUME is to be repeated
     cdef void consume_again(self, ConsumerState* c, uint64_t now) noexcept nogil
     cdef void set_settle_due(self) noexcept nogil
     cdef void sweep_consumers(self) noexcept nogil

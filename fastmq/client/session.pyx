@@ -142,15 +142,21 @@ cdef class Session(Peer):
         cdef uint64_t due = Peer.tick(self, now)
         cdef ConsumerState* c
         cdef size_t i
-        if self.phase == PHASE_UP and self.consumers.count:
-            for i in range(self.consumers.mask + 1):
-                if self.consumers.entries[i].key:
-                    c = <ConsumerState*> <size_t> self.consumers.entries[i].value
-                    if c.retry_ns and c.retry_ns <= now:
-                        self.consume_again(c, now)
-                    elif c.retry_ns:
-                        due = min(due, c.retry_ns)
-        return due
+        if self.consume_ns and self.consume_ns <= now and self.phase == PHASE_UP:
+            self.consume_ns = 0
+            for i in range(self.consumers.mask + 1 if self.consumers.count else 0):
+                c = <ConsumerState*> <size_t> self.consumers.entries[i].value
+                if self.consumers.entries[i].key == 0 or c.retry_ns == 0:
+                    continue
+                if c.retry_ns <= now:
+                    self.consume_again(c, now)
+                else:
+                    self.consume_at(c.retry_ns)
+        return min(due, self.consume_ns) if self.consume_ns and self.phase == PHASE_UP else due
+
+    cdef void consume_at(self, uint64_t when) noexcept nogil:
+        if self.consume_ns == 0 or when < self.consume_ns:
+            self.consume_ns = when
 
     cdef bint met(self, int what, uint64_t which) noexcept nogil:
         cdef Request* request
@@ -189,7 +195,7 @@ cdef class Session(Peer):
             self.flush(now)
 
     cdef bint flush_due(self, uint64_t now) noexcept nogil:
-        if self.settles.messages >= self.settle_due or self.settles.ranges >= SETTLE_RANGES_DUE:
+        if self.settles.most >= self.settle_due or self.settles.ranges >= SETTLE_RANGES_DUE:
             self.flush(now)
             return False
         if self.publishes.unsent_messages or self.publishes.broken or self.z.out.failed:
@@ -213,7 +219,7 @@ cdef class Session(Peer):
             settles_ack(&self.settles, shard, epoch, n, n)
         else:
             settles_except(&self.settles, shard, epoch, n, n, action)
-        return (self.settles.messages >= self.settle_due and self.settle_due > 1) or self.settles.ranges >= SETTLE_RANGES_DUE
+        return (self.settles.most >= self.settle_due and self.settle_due > 1) or self.settles.ranges >= SETTLE_RANGES_DUE
 
     cdef Request* ask(self, uint32_t verb) noexcept nogil:
         return requests_new(&self.requests, verb)

@@ -308,6 +308,20 @@ def test_half_of_the_smallest_prefetch_makes_a_settle_due() -> None:
     assert due == [False] * 4 + [True] * 6
 
 
+def test_half_of_a_prefetch_is_counted_for_each_shard_where_a_session_has_many_queues() -> None:
+    script = Script()
+    numbers = [consuming(script, 10) for _ in range(8)]
+    found = []
+    for shard, number in enumerate(numbers):
+        deliver(script, run(number, 1, 5, shard))
+        found += script.core.take_deliveries(number)
+    found.sort(key=lambda tag: tag[2])                  # one of each queue in turn
+    due = [script.core.settle_tag(shard, epoch, n, 0, generation) for shard, epoch, n, generation, *_ in found]
+    assert due == [False] * 32 + [True] * 8             # only the fifth of a queue opens half of its window
+    ((header, _),) = script.sent()
+    assert header[2] == [[shard, 7, 0, [[1, 5]], []] for shard in range(8)]
+
+
 def test_auto_ack_is_sent_on_arrival_but_only_a_prefetch_ahead() -> None:
     script = Script()
     number = consuming(script, 4, auto_ack=True)
