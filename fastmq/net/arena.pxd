@@ -28,6 +28,9 @@ cdef struct Borrowed:           # a record on loan
 cdef void arena_give_back(Borrowed* borrowed) noexcept nogil    # on any thread
 
 
+cdef void arena_prepare(uint8_t* at, size_t size) noexcept nogil  # all of these bytes are about to be written
+
+
 cdef class ArenaMemory:
     """The worker's mapping, of the whole file."""
     cdef uint8_t* base

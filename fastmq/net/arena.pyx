@@ -25,11 +25,19 @@ cdef extern from *:
     }
     static inline uint64_t fmq_arena_flag(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
     static inline void fmq_arena_raise(uint64_t *p) { __atomic_store_n(p, 1, __ATOMIC_SEQ_CST); }
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    static inline int fmq_arena_populate(void *at, size_t size) {
+        uintptr_t start = (uintptr_t) at & ~(uintptr_t) 4095;
+        return madvise((void *) start, size + ((uintptr_t) at - start), MADV_POPULATE_WRITE);
+    }
     static inline int fmq_arena_punch(int fd, uint64_t at, uint64_t size) {
         return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) at, (off_t) size);
     }
     """
     uint64_t fmq_arena_add(uint64_t* p, uint64_t v) noexcept nogil
+    int fmq_arena_populate(void* at, size_t size) noexcept nogil
     void* fmq_arena_swap(void* p, void* v) noexcept nogil
     void* fmq_arena_look(void* p) noexcept nogil
     int fmq_arena_cas(void* p, void* seen, void* v) noexcept nogil
@@ -90,6 +98,11 @@ cdef class ArenaMemory:
     def resident_size(self) -> int:
         """Bytes that take memory."""
         return os.fstat(self.fd).st_blocks * 512
+
+
+cdef void arena_prepare(uint8_t* at, size_t size) noexcept nogil:
+    """Take the memory for these bytes at once, not page by page. A kernel that cannot (before Linux 5.14) leaves that to the writing."""
+    fmq_arena_populate(at, size)
 
 
 # ---- a front-end's end

@@ -13,7 +13,7 @@ cdef inline size_t padded(size_t size) noexcept nogil:
 
 
 cdef enum:
-    REGIONS_MAX = 4                             # of one worker's arena that a front-end may have at a time
+    REGIONS_MAX = 8                             # of one worker's arena that a front-end may have at a time
     RECORD_ALIGNMENT = 64
 
 

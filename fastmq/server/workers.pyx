@@ -9,7 +9,7 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmq.net.arena cimport ArenaView, Borrowed
+from fastmq.net.arena cimport ArenaView, Borrowed, arena_prepare
 from fastmq.net.ring cimport Link
 from fastmq.wire.link cimport (
     L_LOANS_BACK, L_REGION_DONE, LinkAttach, LinkCancel, LinkCancelled, LinkConsume, LinkCounts, LinkQueue, LinkQueueRequest, LinkRegion,
@@ -20,6 +20,7 @@ from fastmq.wire.link cimport (
 
 cdef enum:
     LOANS_AT_ONCE = 64                          # in one message
+    PREPARED_MIN = 65536                        # bytes of a record for which memory is taken at once
 
 
 def link_sizes() -> dict[str, int]:
@@ -134,6 +135,8 @@ cdef class Workers:
                 if region.used > region.size:
                     region.used = region.size
                 r.idle = False
+                if size >= PREPARED_MIN and not region.is_warm:
+                    arena_prepare((<ArenaView> self.arenas[worker]).map.base + offset[0], size)
                 return (<ArenaView> self.arenas[worker]).map.base + offset[0]
             if region.used == 0:
                 return NULL                     # larger than any region

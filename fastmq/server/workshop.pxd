@@ -39,7 +39,7 @@ cdef enum:
 
 
 cdef enum:
-    REGIONS_LENT = 2            # regions of the arena that a front-end has at a time
+    REGIONS_LENT = 4            # regions of the arena that a front-end has at a time
 
 
 cdef struct Port:               # the way to one front-end

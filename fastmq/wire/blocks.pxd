@@ -7,8 +7,9 @@ from libc.stdlib cimport free, malloc
 
 
 cdef enum:
-    BLOCKS_MAX = 16
-    BLOCKS_SIZE_MAX = 8388608           # bytes of all
+    BLOCKS_MAX = 32
+    BLOCKS_SIZE_MAX = 16777216          # bytes of all: the publish window of a session
+    BLOCK_SIZE_MIN = 32768              # smaller ones are not worth it
     BLOCK_SLACK = 262144                # bytes by which a block may be larger than four times what is asked for
 
 
@@ -39,7 +40,7 @@ cdef inline uint8_t* blocks_take(Blocks* b, size_t size, size_t* room) noexcept 
 
 cdef inline void blocks_give(Blocks* b, uint8_t* data, size_t room) noexcept nogil:
     """A block that is used no more; NULL: none."""
-    if data == NULL or b.count == BLOCKS_MAX or b.size + room > BLOCKS_SIZE_MAX:
+    if data == NULL or room < BLOCK_SIZE_MIN or b.count == BLOCKS_MAX or b.size + room > BLOCKS_SIZE_MAX:
         free(data)
         return
     b.data[b.count] = data

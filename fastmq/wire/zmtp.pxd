@@ -19,6 +19,7 @@ cdef enum:
     ZMTP_OUT_MAX = 1048576              # bytes waiting to be sent above which a PING is not answered
     ZMTP_KEPT_MAX = 1048576             # bytes of a block that is kept when it is empty
     ZMTP_WHOLE_MIN = 65536              # bytes of a frame that is read up to its end, into a block that is large enough
+    ZMTP_HEAD_SIZE = 8192               # bytes of the first read where a large frame is likely: what is read of it is copied
     ZMTP_TRUSTED_MAX = 4194304          # bytes that a frame's head makes room for, before more of it has come
     ZMTP_TEXT_MAX = 120                 # bytes kept of what an ERROR command says
 
@@ -66,6 +67,7 @@ cdef struct Zmtp:
     size_t at                           # bytes of `received` that are digested
     size_t wanted                       # bytes of `received` that make the frame whole of which the beginning is there; 0: not known
     size_t frame_size_max
+    bint after_large                    # the block of the last message was taken: the next one may be large too
     int role                            # ZmtpRole
     int state                           # ZmtpState
     int error                           # ZmtpEvent below 0; 0: none

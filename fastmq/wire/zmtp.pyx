@@ -33,6 +33,7 @@ cdef void zmtp_start(Zmtp* z) noexcept nogil:
     zmtp_drop_unsent(z)
     z.at = 0
     z.wanted = 0
+    z.after_large = False
     z.state = ZMTP_STATE_GREETING
     z.error = 0
     z.frames = 0
@@ -75,8 +76,9 @@ cdef uint8_t* zmtp_read_room(Zmtp* z, size_t size, size_t* room) noexcept nogil:
     cdef uint8_t* at
     drop_digested(z)
     if z.wanted < z.received.size + ZMTP_WHOLE_MIN:
-        room[0] = size
-        return buffer_reserve(&z.received, size)
+        room[0] = ZMTP_HEAD_SIZE if z.after_large else size
+        z.after_large = False
+        return buffer_reserve(&z.received, room[0])
     make_whole_room(z)
     at = buffer_reserve(&z.received, 1)
     room[0] = min(z.received.room, z.wanted) - z.received.size
@@ -123,13 +125,14 @@ cdef uint8_t* zmtp_take_block(Zmtp* z, size_t* room) noexcept nogil:
     cdef size_t left = z.received.size - z.at
     cdef Buffer rest
     buffer_init(&rest)
-    rest.data = blocks_take(&z.blocks, max(left, z.received.room // 2), &rest.room)
+    rest.data = blocks_take(&z.blocks, max(left, <size_t> ZMTP_HEAD_SIZE), &rest.room)
     if rest.data == NULL:
         return NULL
     memcpy(rest.data, block + z.at, left)
     rest.size = left
     room[0] = z.received.room
     z.received = rest
+    z.after_large = True
     z.at = 0
     z.wanted = 0
     z.frames = 0
