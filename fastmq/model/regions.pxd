@@ -340,7 +340,7 @@ cdef inline void regions_cool(Regions* r, Buffer* out) noexcept nogil:
     if r.own != NULL and r.own.used == r.own_used:          # it has lain idle
         regions_close_own(r)
     r.own_used = r.own.used if r.own != NULL else 0
-    left = (r.warm_least + 1) // 2
+    left = (r.warm_least + 7) // 8                          # little by little: the next burst finds most of it
     while left and i:
         i -= 1
         if r.states[i] == UNIT_WARM:

@@ -10,7 +10,7 @@ from fastmq.wire.limits cimport WORKERS_MAX
 
 cdef enum:
     REQUESTS_AT_ONCE = 64               # read before the monitor is looked at, then judged
-    REQUEST_BYTES_AT_ONCE = 4194304
+    REQUEST_BYTES_AT_ONCE = 1048576
     PUMP_MESSAGES = 64                  # of one worker in a turn
     POLL_ITEMS = 4 + WORKERS_MAX
 
