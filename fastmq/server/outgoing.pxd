@@ -23,7 +23,7 @@ cdef struct Parcel:
     uint64_t names_size
     uint32_t runs
     uint32_t hello
-    bint unordered              # `held` is not ascending, or overlaps
+    bint unordered              # `held` is not ascending
 
 
 cdef struct Outgoing:
@@ -130,10 +130,11 @@ cdef inline void outgoing_add_outcome(Outgoing* o, const LinkOutcome* outcome) n
     for i in range(outcome.ranges):
         if p.held.size:
             last = <LinkRange*> (p.held.data + p.held.size - sizeof(LinkRange))
-            if more[i].first == last.last + 1:
-                last.last = more[i].last
+            if last.first <= more[i].first <= last.last + 1:        # the next ones, or the same for another shard
+                if more[i].last > last.last:
+                    last.last = more[i].last
                 continue
-            if more[i].first <= last.last:
+            if more[i].first < last.first:
                 p.unordered = True
         buffer_add(&p.held, &more[i], sizeof(LinkRange))
     if outcome.refusals:

@@ -104,6 +104,7 @@ cdef class Workshop:
     cdef void lend(self, uint32_t frontend, bint is_warm) noexcept nogil
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
+    cdef void collect_outcome(self, uint32_t shard) noexcept nogil
     cdef void collect(self, uint32_t shard) noexcept nogil
     cdef void deliver(self, Port* port, const uint8_t* payload) noexcept nogil
     cdef void say(self, const EffectHead* effect, const uint8_t* payload) noexcept nogil

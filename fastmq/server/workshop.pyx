@@ -284,7 +284,20 @@ cdef class Workshop:
             (<Shard> self.shard_of[e.shard]).publish(
                 frontend, head.sid, head.floor, e.first_seq, e.count, queues, count, exchange, head.exchange_size,
                 records + e.offset, e.size, self.now_ms)
+            self.collect_outcome(e.shard)
             fifo_add(&self.touched, e.shard)
+
+    cdef void collect_outcome(self, uint32_t shard) noexcept nogil:
+        """Take what a shard has just decided, if that is all it wants sent: so outcomes come in the order of their sequences, and those of
+        different shards join without being sorted."""
+        cdef Effects* effects = &(<Shard> self.shard_of[shard]).state.effects
+        cdef const EffectHead* effect = <const EffectHead*> effects.buffer.data
+        if effects.is_outcome and effects.last == 0 and not effects.buffer.failed:
+            if self.ports[effect.frontend].link != NULL:
+                outgoing_add_outcome(&self.ports[effect.frontend].outgoing, <const LinkOutcome*> (effect + 1))
+                if self.ports[effect.frontend].outgoing.failed:
+                    self.fail()
+            effects_clear(effects)
 
     # ---- the arena
 
