@@ -13,7 +13,7 @@ from fastmq._core cimport Ring, Slot, ring_at, ring_pop_front, ring_size
 from fastmq.model.effects cimport effects_begin
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
 from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_ready
-from fastmq.model.members cimport returned_pop
+from fastmq.model.members cimport queue_prefetch_front, returned_pop
 from fastmq.model.outstanding cimport outstanding_add
 from fastmq.model.regions cimport Hold, regions_lend
 from fastmq.model.shard_records cimport C_DELIVER, ChangeDeliver, record_add
@@ -307,6 +307,8 @@ cdef inline bint pump_queues(ShardState* s) noexcept nogil:
     while s.dirty_first != NULL and left and not s.failed and pump_room(s):
         q = s.dirty_first
         queue_calm(s, q)
+        if s.dirty_first != NULL:
+            queue_prefetch_front(s.dirty_first)
         if q.open_count == 0:
             continue
         given = queue_deal(s, q, left)

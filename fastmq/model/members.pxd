@@ -14,9 +14,13 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
-from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_size
+from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_place, ring_size
 from fastmq.model.store cimport Chunk
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
+
+
+cdef extern from *:
+    void prefetch "__builtin_prefetch"(const void* address) noexcept nogil
 
 
 cdef struct Returned:               # a message that came back
@@ -99,6 +103,21 @@ cdef struct Outstanding:
     Outstanding* previous
     Outstanding* queue_next
     Outstanding* queue_previous
+
+
+# ---- memory asked for before it is needed: messages of many queues lie far apart, and waiting for one place after the
+# other is most of the work then
+
+cdef inline void prefetch_lines(const void* at, size_t size) noexcept nogil:
+    cdef size_t i
+    for i in range(0, size, 64):
+        prefetch(<const uint8_t*> at + i)
+
+
+cdef inline void queue_prefetch_front(Queue* q) noexcept nogil:
+    """The next message of a queue, where it is in the ring."""
+    if ring_size(&q.ring):
+        prefetch(ring_place(&q.ring, q.ring.first))
 
 
 # ---- messages that came back

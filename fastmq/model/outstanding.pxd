@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from fastmq.model.members cimport Outstanding
+from fastmq.model.members cimport Outstanding, prefetch_lines
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 
 
@@ -138,6 +138,8 @@ cdef inline Outstanding* outstanding_add(OutstandingTable* t) noexcept nogil:
         return NULL
     e = t.free
     t.free = e.next
+    if t.free != NULL:
+        prefetch_lines(t.free, sizeof(Outstanding))
     e.tag = t.next_tag
     t.ring[e.tag & t.mask] = e
     t.next_tag += 1

@@ -6,16 +6,18 @@
 # GIL.
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmq.model.members cimport Outstanding, Session
+from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, prefetch, prefetch_lines
 from fastmq.model.outstanding cimport outstanding_find
 from fastmq.model.shard_records cimport C_SETTLE, ChangeSettle, record_add
 from fastmq.model.state cimport ACK, ShardState, message_settle, session_find, session_leave
+from fastmq.model.store cimport store_chunk
 from fastmq.wire.link cimport LinkRange, LinkSettle, LinkSettleException
 from fastmq.wire.verbs cimport NACK, REJECT, RELEASE
 
 
 cdef enum:
     STALE_COUNT_MAX = 65536         # tags that one range adds to the counter at most
+    PREFETCH_COUNT = 32             # messages whose memory is asked for before they are settled
     LOOKUP_SPAN_MAX = 64            # so short a range is looked up tag by tag where its first is not outstanding
 
 
@@ -90,6 +92,32 @@ cdef inline uint64_t settle_range(ShardState* s, Session* session, uint64_t firs
     return settled
 
 
+cdef inline uint32_t settle_prefetch(ShardState* s, const LinkRange* ranges, uint32_t count) noexcept nogil:
+    """Ask for the memory of the first messages of these ranges; for how many of the ranges that was."""
+    cdef Outstanding* found[PREFETCH_COUNT]
+    cdef Outstanding* e
+    cdef uint32_t reached = 0, n = 0, i
+    cdef uint64_t tag
+    while reached < count and n < PREFETCH_COUNT:
+        tag = ranges[reached].first
+        while tag <= ranges[reached].last and s.outstanding.base <= tag < s.outstanding.next_tag and n < PREFETCH_COUNT:
+            e = outstanding_find(&s.outstanding, tag)
+            if e != NULL:
+                prefetch_lines(e, sizeof(Outstanding))
+                found[n] = e
+                n += 1
+            tag += 1
+        reached += 1
+    for i in range(n):
+        e = found[i]
+        prefetch_lines(e.consumer, sizeof(Consumer))
+        prefetch_lines(e.queue, sizeof(Queue))
+        prefetch(store_chunk(&s.store, &e.slot))
+        if e.queue_next != NULL:
+            prefetch(&e.queue_next.queue_previous)
+    return reached
+
+
 cdef inline void settle_stale(ShardState* s, uint64_t first, uint64_t last, uint64_t settled) noexcept nogil:
     """Count the tags from `first` to `last` that were not outstanding."""
     cdef uint64_t stale = 1
@@ -106,7 +134,7 @@ cdef inline void settle(ShardState* s, const LinkSettle* head, const LinkRange* 
     cdef bint known = session != NULL and head.epoch == s.epoch
     cdef const LinkSettleException* e
     cdef uint64_t settled = 0
-    cdef uint32_t i
+    cdef uint32_t i, ready = 0
     cdef Search search
     search.passed = 0
     search.after = 0
@@ -124,6 +152,8 @@ cdef inline void settle(ShardState* s, const LinkSettle* head, const LinkRange* 
     for i in range(head.ranges):
         settled = 0
         if known:
+            if i == ready and head.ranges > 1:
+                ready += settle_prefetch(s, ranges + i, head.ranges - i)
             settled = settle_range(s, session, ranges[i].first, ranges[i].last, ACK, &search)
         settle_stale(s, ranges[i].first, ranges[i].last, settled)
     if head.up_to:
