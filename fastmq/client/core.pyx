@@ -1,7 +1,6 @@
 """One session of a client, without I/O: what the broker says. See core.pxd."""
 cimport cython
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
 from fastmq.client.deliveries cimport (
@@ -219,13 +218,13 @@ cdef class ClientCore(Session):
         cdef ConsumerState* c
         cdef Run* run
         for _i in range(count):
-            run = run_read(r, records, not taken, &malformed)
+            run = run_read(r, records, not taken, &self.run_home, &malformed)
             if malformed:
                 return False
             if run != NULL and taken:
                 run.block = zmtp_take_block(&self.z, &run.block_room)
             if run == NULL or taken and run.block == NULL:
-                free(run)
+                run_free(run)
                 self.break_off(BREAK_NO_MEMORY)
                 return True
             run.generation = self.generation
@@ -261,7 +260,7 @@ cdef class ClientCore(Session):
             self.strange += 1
             return True
         if request.verb == GET and not mp_read_nil(&run):
-            request.run = run_read(&run, records, True, &malformed)
+            request.run = run_read(&run, records, True, &self.run_home, &malformed)
             if malformed:
                 return False
             if request.run == NULL:

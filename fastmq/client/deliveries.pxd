@@ -1,8 +1,9 @@
 # Deliveries that wait in the client for the application, and settlements that wait for the broker.
 #
-# Owns copies of the delivered records, one block for each run, in the order they came, for each consumer; and ranges of settled tags for
-# each (shard, epoch). Rules: no I/O, no clock, no GIL; a run in a block is checked record by record before it is kept; a block that a
-# consumer has taken out is its alone. Runs in client processes, under the mutex of the connection.
+# Owns copies of the delivered records, run by run, in the order they came, for each consumer; and ranges of settled tags for each (shard,
+# epoch). Rules: no I/O, no clock, no GIL; a run is checked record by record before it is kept; a run that a consumer has taken out is its
+# alone; small runs share blocks, so that a DELIVER of many takes few pieces of memory, and a run that waits keeps at most RUN_HOME_SIZE of
+# them. Runs in client processes, under the mutex of the connection, except run_free.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.wire.buffer cimport Buffer, buffer_extend
@@ -12,7 +13,14 @@ from fastmq.wire.msgpack cimport Reader
 
 cdef enum:
     RUN_TAKEN_MIN = 32768               # bytes of records whose block is taken as it came, where they are most of it
+    RUN_HOME_SIZE = 16384               # bytes of a block that small runs share,
+    RUN_HOME_SHARE = 2048               # and of the largest run in one
     SETTLE_RANGES_DUE = 4096            # ranges and exceptions above which a SETTLE goes at once
+
+
+cdef struct RunHome:                    # a block of memory for small runs, which follow this head
+    uint64_t users                      # runs in it, and 1 while more are put into it; counted atomically: the last one frees it
+    uint64_t used                       # bytes, this head included
 
 
 # Consecutive deliveries of one consumer, as one DELIVER named them; the exchange's name follows in the
@@ -26,6 +34,7 @@ cdef struct Run:
     const uint8_t* records
     uint8_t* block                      # that they lie in, the run's own; NULL: they lie behind it
     size_t block_room
+    RunHome* home                       # that the run itself lies in; NULL: in memory of its own
     size_t size                         # bytes of the records
     size_t at                           # bytes of those handed out
     uint32_t count
@@ -92,7 +101,8 @@ cdef struct Settles:
     uint16_t[SHARDS_MAX] of_shard       # index of the set that the shard's settlements went to last; it may be another's since
 
 
-cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) noexcept nogil
+cdef Run* run_read(Reader* head, Reader* records, bint copied, RunHome** home, bint* malformed) noexcept nogil
+cdef void home_leave(RunHome* home) noexcept nogil                  # NULL: nothing
 cdef void run_free(Run* run) noexcept nogil                         # NULL: nothing
 cdef const uint8_t* run_exchange(Run* run) noexcept nogil
 

@@ -12,6 +12,16 @@ from fastmq.wire.records cimport RECORD_GOOD, Record, record_read
 from fastmq.wire.verbs cimport RELEASE, SETTLE
 from fastmq.wire.zmtp cimport zmtp_frame_head
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint64_t fmq_users_add(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+    static inline uint64_t fmq_users_get(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    """
+    uint64_t fmq_users_add(uint64_t* p, uint64_t v) noexcept nogil
+    uint64_t fmq_users_get(const uint64_t* p) noexcept nogil
+
+
 cdef enum:
     TAG_MAX = 0x3fffffffffffffff        # no broker counts that far; sums of tags cannot overflow
     SETTLE_ENTRIES_MAX = SETTLE_RANGES_MAX >> 1     # of one SETTLE; an entry has at most 26 bytes, so that HEADER_SIZE_MAX is kept too
@@ -25,7 +35,39 @@ cdef struct SettlePlace:                # how far the settlements are written
 
 # ---- runs
 
-cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) noexcept nogil:
+cdef void home_leave(RunHome* home) noexcept nogil:
+    if home != NULL and fmq_users_add(&home.users, <uint64_t> -1) == 0:
+        free(home)
+
+
+cdef Run* run_new(size_t size, RunHome** home) noexcept nogil:
+    """A zeroed Run at the head of `size` bytes, which lie in the block `home` where they are few; that is replaced when it is full."""
+    cdef RunHome* at = home[0]
+    cdef Run* run
+    size = (size + 15) & ~<size_t> 15
+    if size > RUN_HOME_SHARE:
+        run = <Run*> malloc(size)
+        if run != NULL:
+            memset(run, 0, sizeof(Run))
+        return run
+    if at != NULL and fmq_users_get(&at.users) == 1:        # all runs in it have gone
+        at.used = sizeof(RunHome)
+    if at == NULL or RUN_HOME_SIZE - at.used < size:
+        home_leave(at)
+        home[0] = at = <RunHome*> malloc(RUN_HOME_SIZE)
+        if at == NULL:
+            return NULL
+        at.users = 1
+        at.used = sizeof(RunHome)
+    run = <Run*> (<uint8_t*> at + at.used)
+    at.used += size
+    fmq_users_add(&at.users, 1)
+    memset(run, 0, sizeof(Run))
+    run.home = at
+    return run
+
+
+cdef Run* run_read(Reader* head, Reader* records, bint copied, RunHome** home, bint* malformed) noexcept nogil:
     """The next run: [consumer, shard, epoch, first_n, count, deliveries, exchange, timestamp_ms] of `head` with its records.
 
     These are copied, or stay where they are and the caller sees to the block they lie in.
@@ -55,10 +97,9 @@ cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) 
         if record_read(records, &record) != RECORD_GOOD:
             return NULL
     malformed[0] = False
-    run = <Run*> malloc(sizeof(Run) + exchange_size + (records.at - start if copied else 0))
+    run = run_new(sizeof(Run) + exchange_size + (records.at - start if copied else 0), home)
     if run == NULL:
         return NULL
-    memset(run, 0, sizeof(Run))
     run.consumer = consumer
     run.shard = <uint16_t> shard
     run.epoch = epoch
@@ -77,8 +118,12 @@ cdef Run* run_read(Reader* head, Reader* records, bint copied, bint* malformed) 
 
 
 cdef void run_free(Run* run) noexcept nogil:
-    if run != NULL:
-        free(run.block)
+    if run == NULL:
+        return
+    free(run.block)
+    if run.home != NULL:
+        home_leave(run.home)
+    else:
         free(run)
 
 

@@ -7,7 +7,7 @@
 #   DOWN --start--> HANDSHAKE --ZMTP agreed--> GREETED (HELLO sent) --WELCOME--> UP --CLOSING--> LEAVING      any --stop--> DOWN
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmq.client.deliveries cimport ConsumerState, Run, Settles
+from fastmq.client.deliveries cimport ConsumerState, Run, RunHome, Settles
 from fastmq.client.peer cimport Peer
 from fastmq.client.publishes cimport Publishes
 from fastmq.client.requests cimport Request, Requests
@@ -44,6 +44,7 @@ cdef class Session(Peer):
     cdef Publishes publishes
     cdef Requests requests
     cdef Settles settles
+    cdef RunHome* run_home                  # where small runs are put; NULL: in none yet
     cdef IdMap consumers                    # number -> ConsumerState*
     cdef uint32_t next_consumer
     cdef uint64_t consume_ns                # no CONSUME is to be repeated before that; 0: none is

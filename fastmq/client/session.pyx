@@ -1,10 +1,9 @@
 """What a client says in its session, without I/O: see session.pxd."""
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 
 from fastmq.client.deliveries cimport (
     CONSUMER_ACTIVE, CONSUMER_CLOSING, CONSUMER_ENDED, CONSUMER_STARTING, SETTLE_RANGES_DUE, ConsumerState, Run, consumer_drop,
-    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, settles_ack, settles_clear,
+    consumer_end, consumer_forget_void, consumer_free, consumer_new, consumer_take, home_leave, run_free, settles_ack, settles_clear,
     settles_except, settles_free, settles_release, settles_write,
 )
 from fastmq.client.peer cimport (
@@ -54,6 +53,7 @@ cdef class Session(Peer):
         publishes_free(&self.publishes)
         requests_free(&self.requests)
         settles_free(&self.settles)
+        home_leave(self.run_home)
         buffer_free(&self.vhost)
         buffer_free(&self.name)
         buffer_free(&self.header)
@@ -296,7 +296,8 @@ cdef class Session(Peer):
     cdef void free_run(self, Run* run) noexcept nogil:
         if run != NULL:
             blocks_give(&self.z.blocks, run.block, run.block_room)
-            free(run)
+            run.block = NULL
+            run_free(run)
 
     cdef void close_consumer(self, ConsumerState* c, uint64_t now) noexcept nogil:
         """CANCEL first, so that what is released does not come back at once; what waits is released behind it."""

@@ -322,6 +322,20 @@ def test_half_of_a_prefetch_is_counted_for_each_shard_where_a_session_has_many_q
     assert header[2] == [[shard, 7, 0, [[1, 5]], []] for shard in range(8)]
 
 
+@pytest.mark.parametrize("size", [5, 1500, 5000])
+def test_a_run_that_waits_is_untouched_while_others_come_and_go(size: int) -> None:
+    script = Script()
+    slow, busy = consuming(script, 100), consuming(script, 100)
+    for n in range(1, 101):                             # runs of both lie in the same blocks, which are used again
+        script.say(
+            Verb.DELIVER, [run(slow, n, 1), run(busy, n, 2, shard=4)],
+            records=b"".join(record("key", (b"%s %d" % (name, n)).ljust(size)) for name in (b"slow", b"busy", b"busy")),
+        )  # fmt: skip
+        assert [tag[8].split() for tag in script.core.take_deliveries(busy)] == [[b"busy", b"%d" % n]] * 2
+    assert [tag[8].split() for tag in script.core.take_deliveries(slow)] == [[b"slow", b"%d" % n] for n in range(1, 101)]
+    assert script.core.take_deliveries(slow) == []
+
+
 def test_auto_ack_is_sent_on_arrival_but_only_a_prefetch_ahead() -> None:
     script = Script()
     number = consuming(script, 4, auto_ack=True)
