@@ -29,12 +29,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from trie import LOADS_OF_TRIE
+from where import LOADS_OF_WHERE
 
 from fastmq import FastMQError
 
 LOADS: tuple[Load, ...] = (
     *LOADS_OF_QUEUES, *LOADS_OF_LATENCY, *LOADS_OF_PUBSUB, *LOADS_OF_LARGE, *LOADS_OF_MANY, *LOADS_OF_DEPTH, *LOADS_OF_MEMORY,
-    *LOADS_OF_TRIE, *LOADS_OF_REST,
+    *LOADS_OF_TRIE, *LOADS_OF_REST, *LOADS_OF_WHERE,
 )  # fmt: skip
 FILE = Path("bench.json")
 COLUMNS = ("load", "figure", "measured", "against", "ratio", "bound", "")

@@ -202,11 +202,14 @@ def trips(ping: Side, pong: Side) -> Figures:
 def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system time that the threads of these processes have used so far, as the scheduler counts it: in nanoseconds, where
     /proc/PID/stat has ticks of 10 ms. Raises Void if a process is gone."""
-    total = 0
-    for pid in pids:
-        for task in _tasks(pid):
-            total += int(_read(pid, f"task/{task}/schedstat").split()[0])
-    return total / 1e9
+    return sum(seconds for pid in pids for _, seconds in cpu_by_thread(pid))
+
+
+def cpu_by_thread(pid: int) -> list[tuple[str, float]]:
+    """(name, seconds) of each thread of a process."""
+    return [
+        (_read(pid, f"task/{task}/comm").strip(), int(_read(pid, f"task/{task}/schedstat").split()[0]) / 1e9) for task in _tasks(pid)
+    ]
 
 
 def _tasks(pid: int) -> list[str]:
