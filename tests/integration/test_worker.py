@@ -13,6 +13,7 @@ from stand_in import EPOCH, StandIn, parse, record
 from waiting import wait_until
 
 from fastmq.config import Config
+from fastmq.net.arena import make_arena_fd
 from fastmq.net.ring import Link, make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control
@@ -32,7 +33,7 @@ class WorkerProcess:
             )
         fields = {"op": "start", "index": 1, "epoch": EPOCH, "supervisor": os.getpid(), "workers": 2, "shards": 2, "map": [1, 1],
                   "settings": Config().to_map(), "frontends": []}
-        self.control.send({**fields, **start})
+        self.control.send({**fields, **start}, (make_arena_fd(4096),))     # too small for a region: all goes through the ring
         assert self.control.wait() == ({"op": "ready"}, [])
 
     def link(self, ring_size=65536):
@@ -153,7 +154,7 @@ def test_worker_whose_supervisor_is_another_process_ends():
         process = subprocess.Popen(
             [sys.executable, "-m", "fastmq.server.worker", str(theirs.fileno())], pass_fds=(theirs.fileno(),), stderr=subprocess.DEVNULL
         )
-    control.send({"op": "start", "index": 0, "supervisor": 1})
+    control.send({"op": "start", "index": 0, "supervisor": 1}, (make_arena_fd(4096),))
     wait_until(lambda: process.poll() is not None)
     assert process.returncode == 1
     control.close()
