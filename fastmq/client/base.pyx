@@ -10,7 +10,7 @@ from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP
 from fastmq.client.posix cimport clock_ns
 from fastmq.client.properties cimport properties_of
-from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_due
+from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_due, publishes_gathered
 from fastmq.client.requests cimport REQUEST_FAILED, Request, requests_find, requests_remove
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 from fastmq.wire.limits cimport MESSAGE_SIZE_MAX, NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
@@ -104,12 +104,17 @@ cdef class ClientBase:
             <const char*> properties if properties is not None else NULL, len(properties) if properties is not None else 0,
             <const char*> data, <uint32_t> len(data))
         due = publishes_due(&core.publishes)
+        if due and not publishes_gathered(&core.publishes) and c.expects_company():
+            due = False
         if c.linger_ns == 0 and not due and core.publishes.ready:
             c.linger()
         c.unlock()
         if due:
             with nogil:
                 c.push()
+                c.lock()
+                c.published_ns = clock_ns()
+                c.unlock()
         if sequence == 0 or sequence == PUBLISH_NO_MEMORY:
             return self.publish_slowly(routing_key, data, exchange, flags, properties, timeout)
         return sequence

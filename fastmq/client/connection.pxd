@@ -17,6 +17,7 @@ cdef enum:
     READS_MAX = 8                           # recv calls under one lock
     OUT_KEPT_MAX = 1048576                  # sent bytes above which the rest of `out` is moved to its front
     LINGER_NS = 500000                      # that a batch or settlement may wait for more
+    COMPANY_NS = 200000                     # after a publish was sent: the next is likely to be followed by more, and waits for them
     SLACK_NS = 100000                       # by which the helper may be late
     REARM_NS = 20000000                     # after a caller's last read until the helper reads
     NAP_NS = 1000000000                     # the longest sleep of a caller: a signal that came just before it would not end it
@@ -50,6 +51,7 @@ cdef class Connection:
     cdef uint64_t lingers                   # how often something began to wait
     cdef uint64_t lingers_seen              # by the helper when it looked last
     cdef uint64_t linger_ns                 # when what waits must be sent; 0: nothing waits
+    cdef uint64_t published_ns              # when a publish was sent last; 0: somebody has waited since
     cdef uint64_t helper_wakes_ns           # the helper looks here at that time at the latest
     cdef uint64_t retry_ns                  # the helper makes no connection before that
     cdef uint64_t lost_ns                   # since when there is no session; 0: there is one
@@ -60,6 +62,7 @@ cdef class Connection:
 
     cdef void poke(self, uint64_t when) noexcept nogil              # the helper is to look here at that time
     cdef void linger(self) noexcept nogil                           # something waits to be sent: not for longer than LINGER_NS
+    cdef bint expects_company(self) noexcept nogil                  # whether a publish that could be sent alone is likely to be followed
     cdef void send_out(self, uint64_t now) noexcept nogil
     cdef void receive(self, uint64_t now) noexcept nogil
     cdef void lose(self, int why, uint64_t now) noexcept nogil

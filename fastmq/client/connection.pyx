@@ -49,6 +49,9 @@ cdef class Connection:
             self.lingers += 1
             self.poke(self.linger_ns)
 
+    cdef bint expects_company(self) noexcept nogil:
+        return self.published_ns and clock_ns() < self.published_ns + COMPANY_NS
+
     cdef void send_out(self, uint64_t now) noexcept nogil:
         """Send what the socket takes now; the helper sends the rest when it can."""
         cdef ssize_t size
@@ -144,6 +147,7 @@ cdef class Connection:
         cdef bint impatient = what & IMPATIENT != 0
         what &= IMPATIENT - 1
         self.lock()
+        self.published_ns = 0
         while True:
             if self.peer.met(what, which):
                 result = WAITED

@@ -94,6 +94,11 @@ cdef inline Batch* publishes_last(Publishes* p) noexcept nogil:
     return p.ring[(p.tail - 1) & p.mask]
 
 
+cdef inline bint publishes_gathered(Publishes* p) noexcept nogil:
+    """Whether enough has gathered to be sent whatever is in flight."""
+    return p.unsent_bytes >= BATCH_SIZE_MAX or p.unsent_messages >= BATCH_RECORDS_MAX
+
+
 cdef inline bint publishes_due(Publishes* p) noexcept nogil:
     """Whether what waits is to be sent now: nothing is in flight, or enough has gathered."""
-    return p.ready and p.unsent_messages and (p.outstanding == 0 or p.unsent_bytes >= BATCH_SIZE_MAX or p.unsent_messages >= BATCH_RECORDS_MAX)
+    return p.ready and p.unsent_messages and (p.outstanding == 0 or publishes_gathered(p))
