@@ -222,10 +222,14 @@ def subscriber(gate: Gate, url: str, exchange: str, key: str, count: int, size: 
     with connect(url) as mq, mq.subscribe(key, exchange=exchange) as events:
         gate.ready()
         for start in range(0, count, BLOCK):
-            for event in islice(events, min(BLOCK, count - start)):
-                body = event.body
-                keep(body if kept.whole else body[:10])
-                kept.bytes += len(body)
+            block = islice(events, min(BLOCK, count - start))
+            if kept.whole:
+                for event in block:
+                    keep(event.body)
+            else:
+                for event in block:
+                    keep(event.body[:10])
+                    kept.bytes += len(event.body)
             if events.lost:
                 raise Void(f"{events.lost} live events were lost")
             os.write(pace, b".")
