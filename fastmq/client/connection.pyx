@@ -66,6 +66,9 @@ cdef class Connection:
                 zmtp_sent(&self.peer.z, <size_t> size)
                 if zmtp_unsent(&self.peer.z) == 0:
                     self.peer.flush_rest(now)               # what had to wait for a large body to leave
+                    if self.peer.broken:
+                        self.lose(self.peer.broken, now)
+                        return
             elif is_again():
                 zmtp_drop_sent(&self.peer.z, OUT_KEPT_MAX)
                 self.poke(now)

@@ -127,7 +127,7 @@ cdef class ClientCore(Session):
         self.publishes.limit_messages = messages
         self.publishes.limit_bytes = size
         self.begin_incarnation(messages, size, now)
-        self.flush(now)                                 # what was published before it was asked goes before it
+        self.flush_before(now)                          # what was published before it was asked goes before it
         request = self.requests.first
         while request != NULL:
             if request.state == REQUEST_WAITING and not request.sent:

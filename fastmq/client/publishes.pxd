@@ -70,6 +70,7 @@ cdef struct Publishes:
     Buffer failed
     Buffer header                       # of the PUBLISH being written
     Batch* attached                     # whose bytes the connection sends from where they lie; NULL: none
+    bint copying                        # a large batch does not wait for the attached one: it is copied
     bint blocked                        # a large batch waits until that has been sent
     Blocks blocks                       # for the next batches
 

@@ -252,7 +252,7 @@ cdef void publishes_write(Publishes* p, Zmtp* out, const uint8_t* session, uint6
         b = p.ring[p.send & p.mask]
         if b.open == 0:
             pass
-        elif b.records.size >= ATTACHED_MIN and out.attached != NULL:
+        elif b.records.size >= ATTACHED_MIN and out.attached != NULL and not p.copying:
             p.blocked = True
             return
         elif b.decided == NULL and b.sent == 0 and fits(p, b.count, b.records.size):

@@ -56,6 +56,7 @@ cdef class Session(Peer):
 
     # what the application does; `flush` puts what waits into z.out
     cdef void flush(self, uint64_t now) noexcept nogil
+    cdef void flush_before(self, uint64_t now) noexcept nogil       # what is written to z.out next comes behind all that was published
     cdef bint flush_due(self, uint64_t now) noexcept nogil
     cdef void flush_settles(self) noexcept nogil
     cdef bint settle(self, uint32_t shard, uint64_t epoch, uint64_t n, int action, uint64_t generation) noexcept nogil  # True: a SETTLE is due

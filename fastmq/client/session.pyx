@@ -129,7 +129,7 @@ cdef class Session(Peer):
         """The clean end of the session: what it held goes back, what is exclusive to it ends."""
         if self.phase < PHASE_UP:
             return
-        self.flush(now)
+        self.flush_before(now)
         buffer_clear(&self.header)
         mp_array(&self.header, 3)
         mp_uint(&self.header, BYE)
@@ -188,6 +188,11 @@ cdef class Session(Peer):
             self.publishes.broken = False
             self.break_off(BREAK_NO_MEMORY)
 
+    cdef void flush_before(self, uint64_t now) noexcept nogil:
+        self.publishes.copying = True
+        self.flush(now)
+        self.publishes.copying = False
+
     cdef void flush_rest(self, uint64_t now) noexcept nogil:
         cdef bint blocked = self.publishes.blocked
         publishes_detach(&self.publishes)
@@ -206,6 +211,8 @@ cdef class Session(Peer):
         if self.settles.failed:
             self.settles.failed = False
             self.break_off(BREAK_NO_MEMORY)             # the tags that were lost go back when the session says HELLO again
+        if self.publishes.blocked and self.phase >= PHASE_UP:
+            return                                      # behind what was published before it: flush_rest goes on
         if self.phase >= PHASE_UP:
             settles_write(&self.settles, &self.header, &self.z.out, self.session, self.incarnation)
         else:
@@ -227,7 +234,7 @@ cdef class Session(Peer):
     cdef void asked(self, Request* request, uint64_t now) noexcept nogil:
         """The request's fields are complete: send it behind what was published before it, or keep it for the next session."""
         if self.phase == PHASE_UP:
-            self.flush(now)
+            self.flush_before(now)
             request_write(request, &self.header, &self.z.out, self.session, self.incarnation)
             if self.z.out.failed:
                 self.break_off(BREAK_NO_MEMORY)

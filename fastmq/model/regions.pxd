@@ -184,6 +184,18 @@ cdef inline void regions_written(Regions* r, uint64_t offset, int32_t writer) no
         region_leave(r, region)
 
 
+cdef inline uint32_t regions_count(const Regions* r, uint32_t* written) noexcept nogil:
+    """How many regions there are, and how many of them somebody writes into."""
+    cdef Region* region = r.first
+    cdef uint32_t count = 0
+    written[0] = 0
+    while region != NULL:
+        count += 1
+        written[0] += region.writer != WRITER_NONE
+        region = region.next
+    return count
+
+
 # ---- holds
 
 cdef inline bint regions_contain(const Regions* r, const uint8_t* at) noexcept nogil:

@@ -223,7 +223,8 @@ class Frontend:
         """How many bytes of memory are left; the end where more than the setting allows is in use. Not RLIMIT_DATA: libzmq reserves what a
         frame's head announces, so that limit is reached by a few strangers who announce much and send nothing."""
         with open("/proc/self/statm", "rb") as statm:
-            resident = int(statm.read().split()[1]) * resource.getpagesize()
+            _, resident, shared, *_ = map(int, statm.read().split())
+        resident = (resident - shared) * resource.getpagesize()         # arenas and rings are the workers'
         if resident > self._memory_max:
             raise MemoryError(f"the front-end uses {resident} bytes; frontend_memory_max allows {self._memory_max}")
         return self._memory_max - resident

@@ -56,6 +56,7 @@ cdef class Publishing:
     cdef readonly Workers workers
     cdef object resolve                 # (vhost number, exchange, key) -> (Code, [(worker, shard, queue)...], [pattern...])
     cdef Parcel[WORKERS_MAX] parcels
+    cdef uint32_t lost                  # bits of the workers that could not be told of a part of it: no memory
     cdef Buffer runs                    # KeyRun[] of the batch in hand
     cdef Buffer sizes                   # uint32_t[]: size of each record
     # counted in messages

@@ -78,6 +78,7 @@ cdef class Publishing:
         if result == PUBLISH_BAD_RECORDS:
             self.refuse_all(s, p, records_size)
             return PUBLISH_DONE
+        self.lost = 0
         for i in range(self.runs.size // sizeof(KeyRun)):
             run = <KeyRun*> self.runs.data + i
             if run.code:
@@ -106,7 +107,7 @@ cdef class Publishing:
             self.watch(s, p, run, route)
         account_advance(&s.account)
         for worker in range(self.workers.count):
-            if touched >> worker & 1 and not self.send(s, p, worker, records):
+            if touched >> worker & 1 and (not self.send(s, p, worker, records) or self.lost >> worker & 1):
                 account_answer(&s.account, p.first_seq, p.first_seq + p.count - 1, <uint32_t> 1 << worker, LIMIT)
                 account_advance(&s.account)
         self.live.publish(records, <uint32_t*> self.sizes.data)
@@ -286,7 +287,10 @@ cdef class Publishing:
         cdef LinkPublish* head
         cdef uint8_t* at
         cdef uint32_t i
-        if place == NULL or not self.send(s, p, to.worker, records):
+        if place == NULL:
+            return False
+        if not self.send(s, p, to.worker, records):
+            self.lost |= <uint32_t> 1 << to.worker      # what the parcel held
             return False
         at = self.begin(s, p, to.worker, count * sizeof(LinkPublishEntry), 0)
         if at == NULL:

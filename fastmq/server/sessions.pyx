@@ -253,8 +253,8 @@ cdef class Sessions(Membership):
         cdef uint32_t i
         if s == NULL or s.fd < 0 or s.hello != head.hello:      # its shard has taken them back, or is about to
             self.deliveries_dropped += head.runs
-            if head.loan:
-                self.workers.return_loan(worker, head.loan)
+            if head.loan and not self.workers.return_loan(worker, head.loan):
+                self.out_of_memory = True
             return
         for i in range(head.runs):
             self.delivered += runs[i].count
@@ -396,7 +396,7 @@ cdef class Sessions(Membership):
             if self.by_sid.entries[i].key:
                 account_trim(&(<Session*> <size_t> self.by_sid.entries[i].value).account)
         self.bound_waiting(self.config.frontend_memory_max // WAITING_SHARE)
-        self.workers.tick()
+        self.workers.tick(now_ns)
         self.requests.tick(now_ns)
 
     def drain(self) -> None:

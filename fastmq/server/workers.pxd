@@ -27,7 +27,8 @@ cdef struct Lent:                               # a region of a worker's arena, 
 cdef struct Regions:                            # those of one worker, oldest first
     Lent[REGIONS_MAX] items
     int count
-    bint idle                                   # nothing was written since the last tick
+    bint idle                                   # nothing was written since the last tick,
+    uint64_t idle_since_ns                      # nor since then
 
 
 cdef class Workers:
@@ -51,5 +52,5 @@ cdef class Workers:
     cdef uint8_t* place(self, int worker, uint64_t size, uint64_t* offset) noexcept nogil
     cdef void region_done(self, int worker, bint idle) noexcept nogil
     cdef const uint8_t* borrow(self, int worker, uint64_t loan, uint64_t offset, Borrowed** borrowed) noexcept nogil
-    cdef void return_loan(self, int worker, uint64_t loan) noexcept nogil
+    cdef bint return_loan(self, int worker, uint64_t loan) noexcept nogil
     cdef void return_loans(self) noexcept nogil

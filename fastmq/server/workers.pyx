@@ -20,6 +20,7 @@ from fastmq.wire.link cimport (
 
 cdef enum:
     LOANS_AT_ONCE = 64                          # in one message
+    IDLE_NS = 5000000000                        # after which a region is handed back
     PREPARED_MIN = 65536                        # bytes of a record for which memory is taken at once
 
 
@@ -138,7 +139,7 @@ cdef class Workers:
                 if size >= PREPARED_MIN and not region.is_warm:
                     arena_prepare((<ArenaView> self.arenas[worker]).map.base + offset[0], size)
                 return (<ArenaView> self.arenas[worker]).map.base + offset[0]
-            if region.used == 0:
+            if size > region.size:
                 return NULL                     # larger than any region
             self.region_done(worker, False)
         return NULL
@@ -164,9 +165,9 @@ cdef class Workers:
         borrowed[0] = (<ArenaView> self.arenas[worker]).borrow(loan)
         return (<ArenaView> self.arenas[worker]).map.base + offset if borrowed[0] != NULL else NULL
 
-    cdef void return_loan(self, int worker, uint64_t loan) noexcept nogil:
-        """Tell a worker that one of its loans is over."""
-        self.add(worker, L_LOANS_BACK, 0, &loan, sizeof(loan))
+    cdef bint return_loan(self, int worker, uint64_t loan) noexcept nogil:
+        """Tell a worker that one of its loans is over; False: no memory."""
+        return self.add(worker, L_LOANS_BACK, 0, &loan, sizeof(loan))
 
     cdef void return_loans(self) noexcept nogil:
         """Once a turn: tell the workers which of their loans libzmq has let go of."""
@@ -189,15 +190,21 @@ cdef class Workers:
                     self.add(worker, L_LOANS_BACK, 0, loans, count * sizeof(uint64_t))
                     count = 0
 
-    def tick(self) -> None:
-        """Now and then: hand back regions that take memory and lie idle, for others that take none."""
+    def tick(self, uint64_t now_ns) -> None:
+        """Now and then: hand back regions that take memory and have lain idle, for others that take none.
+
+        Not at once: each region that is handed back with something in it is a unit of the arena until that has been consumed.
+        """
         cdef int worker
         cdef Regions* r
         cdef Lent first
         cdef int i
         for worker in range(self.count):
             r = &self.regions[worker]
-            for _ in range(r.count if r.idle else 0):
+            if not r.idle:
+                r.idle = True
+                r.idle_since_ns = now_ns
+            for _ in range(r.count if now_ns - r.idle_since_ns >= IDLE_NS else 0):
                 if r.items[0].used or r.items[0].is_warm:
                     self.region_done(worker, True)
                 else:                           # behind the others
@@ -205,7 +212,6 @@ cdef class Workers:
                     for i in range(1, r.count):
                         r.items[i - 1] = r.items[i]
                     r.items[r.count - 1] = first
-            r.idle = True
 
     cdef void flush(self) noexcept nogil:
         """End a turn: move what waits into the rings, wake the workers that sleep."""

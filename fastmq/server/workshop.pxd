@@ -45,6 +45,7 @@ cdef enum:
 cdef struct Port:               # the way to one front-end
     PyObject* link              # Link, borrowed from Workshop.links; NULL: it is not there
     Outgoing outgoing
+    int lent                    # regions that it has
 
 
 cdef struct Fifo:               # shards that wait for something, each once
@@ -101,7 +102,7 @@ cdef class Workshop:
     cdef bint read_links(self) noexcept nogil
     cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
-    cdef void lend(self, uint32_t frontend, bint is_warm) noexcept nogil
+    cdef bint lend(self, uint32_t frontend, bint is_warm) noexcept nogil
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
     cdef void collect_outcome(self, uint32_t shard) noexcept nogil

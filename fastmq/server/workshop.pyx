@@ -15,7 +15,7 @@ import msgpack
 
 from fastmq.model.effects cimport Effects, effects_clear, effects_next
 from fastmq.model.regions cimport (
-    UNIT_COLD, UNIT_SIZE, UNIT_WARM, WRITER_NONE, Region, Span, regions_cool, regions_free, regions_frontend_gone, regions_init,
+    UNIT_COLD, UNIT_SIZE, UNIT_WARM, Region, Span, regions_cool, regions_count, regions_free, regions_frontend_gone, regions_init,
     regions_returned, regions_take, regions_written,
 )
 from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
@@ -106,8 +106,8 @@ cdef class Workshop:
         if self.topology is not None:
             self.topology.frontend_attached(frontend)
             self._send(frontend, L_SNAPSHOT, self.topology.snapshot())
-        for _ in range(REGIONS_LENT):
-            self.lend(frontend, False)
+        self.ports[<int> frontend].lent = 0
+        self._cool()
         link.ring_other()
 
     def detach(self, frontend: int, now_ns: int) -> None:
@@ -139,7 +139,7 @@ cdef class Workshop:
                     link.ring_other()
 
     def _cool(self) -> None:
-        """Give back the arena's memory that is not needed any more."""
+        """Give back the arena's memory that is not needed any more; lend what there was no room for before."""
         cdef size_t i
         cdef Span* spans
         buffer_clear(&self.cooled)
@@ -147,15 +147,13 @@ cdef class Workshop:
         spans = <Span*> self.cooled.data
         for i in range(self.cooled.size // sizeof(Span)):
             self.arena.punch(spans[i].offset, spans[i].size)
+        for i in range(FRONTENDS_MAX):
+            while self.ports[i].link != NULL and self.ports[i].lent < REGIONS_LENT and self.lend(i, False):
+                pass
 
     def arena_counts(self) -> dict[str, int]:
         """What the arena is used for: regions, those of them that are being written, loans, warm units."""
-        cdef Region* region = self.regions.first
-        cdef int regions = 0, written = 0
-        while region != NULL:
-            regions += 1
-            written += region.writer != WRITER_NONE
-            region = region.next
+        cdef uint32_t written = 0, regions = regions_count(&self.regions, &written)
         return {"regions": regions, "written": written, "loans": self.regions.loans.count, "warm": self.regions.warm}
 
     def turn_once(self, now_ns: int, now_ms: int) -> bool:
@@ -301,18 +299,20 @@ cdef class Workshop:
 
     # ---- the arena
 
-    cdef void lend(self, uint32_t frontend, bint is_warm) noexcept nogil:
+    cdef bint lend(self, uint32_t frontend, bint is_warm) noexcept nogil:
         """Lend a front-end a region to write into, if there is one."""
         cdef Region* region = regions_take(&self.regions, self.regions.unit_size, frontend, UNIT_WARM if is_warm else UNIT_COLD)
         cdef LinkRegion told
         if region == NULL:
-            return
+            return False
+        self.ports[frontend].lent += 1
         told.offset = region.offset
         told.size = region.units * self.regions.unit_size
         told.is_warm = region.is_warm
         told.padding = 0
         if (<Link> self.ports[frontend].link).add(L_REGION, 0, &told, sizeof(told)) != 0:
             self.fail()
+        return not self.failed
 
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil:
         """An L_LOANS_BACK or L_REGION_DONE."""
@@ -322,6 +322,7 @@ cdef class Workshop:
                 regions_returned(&self.regions, (<const uint64_t*> payload)[i])
         else:
             regions_written(&self.regions, (<const LinkRegion*> payload).offset, frontend)
+            self.ports[frontend].lent -= 1
             self.lend(frontend, (<const LinkRegion*> payload).is_warm)
 
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil:

@@ -75,7 +75,7 @@ cdef uint8_t* zmtp_room(Zmtp* z, size_t size) noexcept nogil:
 cdef uint8_t* zmtp_read_room(Zmtp* z, size_t size, size_t* room) noexcept nogil:
     cdef uint8_t* at
     drop_digested(z)
-    if z.wanted < z.received.size + ZMTP_WHOLE_MIN:
+    if z.wanted < z.received.size + ZMTP_WHOLE_MIN and (z.wanted <= z.received.size or z.received.room < z.wanted or z.received.room <= size):
         room[0] = ZMTP_HEAD_SIZE if z.after_large else size
         z.after_large = False
         return buffer_reserve(&z.received, room[0])

@@ -260,6 +260,16 @@ def test_threads_share_a_client(broker: fastmq.Broker, mq: fastmq.Client, queue:
     wait_until(lambda: counts(mq, queue) == (0, 0))
 
 
+@transports
+def test_requests_come_behind_large_bodies_that_were_published_before_them(mq: fastmq.Client, queue: str) -> None:
+    for _ in range(5):
+        for _ in range(12):
+            mq.publish(queue, b"x" * 1_000_000)
+        assert mq.purge_queue(queue) == 12
+        mq.flush()
+        assert mq.purge_queue(queue) == 0
+
+
 @pytest.mark.parametrize(("padding", "ahead"), [(0, 20_000), (150_000, 200)])  # small ones, and those that go through the arena
 @pytest.mark.parametrize(("transport", "seed"), [("tcp", 1), ("tcp", 2), ("unix", 1), ("unix", 2)])
 def test_cut_connections_lose_and_double_nothing(

@@ -110,6 +110,8 @@ def test_body_goes_on_when_the_arena_is_full(desk: Desk) -> None:
         desk.settle(taken)
         found += [delivery[8] for delivery in taken]
     assert found == bodies
+    desk.cool()
+    assert desk.worker.workshop.arena_counts()["written"] == 4, "once it has been full, the front-end gets no regions any more"
 
 
 @pytest.mark.parametrize("size", [17_300, 17_400, 17_408, 65_000, 65_536, 70_000, 200_000])
