@@ -8,7 +8,7 @@ import msgpack
 from fastmq.config import Config
 from fastmq.net.ring import Link
 from fastmq.server.workshop import Workshop
-from fastmq.storage.log import NullLog
+from fastmq.storage.log import Log
 from fastmq.wire.link import LinkKind, QueueFlag
 from fastmq.wire.verbs import Verb
 
@@ -163,4 +163,4 @@ class StandIn:
 
 
 def make_workshop(shards: int = 4, **options: Any) -> Workshop:
-    return Workshop(EPOCH, list(range(shards)), Config().to_map(), log=NullLog(), **options)
+    return Workshop(EPOCH, list(range(shards)), Config().to_map(), log=Log(), **options)

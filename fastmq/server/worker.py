@@ -15,7 +15,7 @@ from fastmq.server.child import begin, give_back_memory
 from fastmq.server.control import Control
 from fastmq.server.worker_loop import WorkerLoop
 from fastmq.server.workshop import Workshop
-from fastmq.storage.log import NullLog
+from fastmq.storage.log import Log
 
 TICK_NS = 250_000_000           # between two ticks under load
 IDLE_TICK_NS = 1_000_000_000    # and without
@@ -31,7 +31,7 @@ class Worker:
             start["epoch"],
             [shard for shard, worker in enumerate(start["map"]) if worker == index],
             start["settings"],
-            log=NullLog(),
+            log=Log(),
             topology=index == 0,
             frontends=start["frontends"],
             salt=os.urandom(16),

@@ -29,6 +29,7 @@ from fastmq.model.effects cimport EffectHead
 from fastmq.model.regions cimport Regions
 from fastmq.net.arena cimport ArenaMemory
 from fastmq.server.outgoing cimport Outgoing, Parcel
+from fastmq.storage.log cimport Log
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.limits cimport SHARDS_MAX
 from fastmq.wire.link cimport LinkHead
@@ -76,7 +77,7 @@ cdef class Workshop:
     cdef object error               # what Python code raised in a turn
     cdef readonly list shards       # Shard, by number; None: another worker's
     cdef readonly object topology   # TopologyShard, None but on worker 0
-    cdef readonly object log
+    cdef readonly Log log
     cdef list links                 # Link by front-end, None
     cdef PyObject* shard_of[SHARDS_MAX]
     cdef Port[FRONTENDS_MAX] ports

@@ -63,7 +63,7 @@ cdef class Workshop:
         for i in range(FRONTENDS_MAX):
             outgoing_free(&self.ports[i].outgoing)
 
-    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: object, topology: bool = False,
+    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, topology: bool = False,
                  frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None, region_size: int = UNIT_SIZE,
                  **shard_options: int) -> None:
         """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
@@ -74,7 +74,7 @@ cdef class Workshop:
         if not regions_init(&self.regions, arena.base if arena is not None else NULL, arena.size if arena is not None else 0, region_size):
             raise MemoryError
         options = {
-            "record_level": int(log.record_level),
+            "record_level": log.record_level,
             "resume_ns": int(settings["resume_s"] * 1e9),
             "publisher_keep_ns": int(settings["publisher_keep_s"] * 1e9),
             "publishers_max": settings["publishers_max"],

@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "unit"), str(Path(__file__).pare
 from world import MS, Client, World  # noqa: E402
 
 from counting import load  # noqa: E402
-from fastmq.storage.log import NullLog  # noqa: E402
+from fastmq.storage.log import Log  # noqa: E402
 from fastmq.wire.verbs import Verb  # noqa: E402
 
 WARM_UP_ROUNDS = 3
@@ -34,7 +34,7 @@ class MessagePath:
     def __init__(self) -> None:
         import world
 
-        world.Journal = NullLog
+        world.Journal = Log
         World.WORKERS, World.WINDOW = 1, 16384
         self.world = World(1)
         self.world.config = self.world.config.replace(publish_window_bytes=1 << 24, ring_size=1 << 20)

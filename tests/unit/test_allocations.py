@@ -5,7 +5,7 @@ import pytest
 from counting import build_allocations
 from world import MS, World
 
-from fastmq.storage.log import NullLog
+from fastmq.storage.log import Log
 from fastmq.wire.verbs import Verb
 
 FD, COUNT, RID = 5, 1, b"\0client"
@@ -20,7 +20,7 @@ class Direct:
     """One session, one worker, and requests without a client library."""
 
     def __init__(self, monkeypatch, queues: int) -> None:
-        monkeypatch.setattr("world.Journal", NullLog)
+        monkeypatch.setattr("world.Journal", Log)
         monkeypatch.setattr(World, "WORKERS", 1)
         monkeypatch.setattr(World, "WINDOW", 16384)
         self.world = World(1)

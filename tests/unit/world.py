@@ -18,7 +18,7 @@ from fastmq.net.arena import ArenaMemory, ArenaView, make_arena_fd
 from fastmq.net.ring import Link
 from fastmq.server.sessions import Sessions
 from fastmq.server.workshop import Workshop
-from fastmq.storage.log import NullLog, RecordLevel
+from fastmq.storage.log import Log, RecordLevel
 from fastmq.wire.link import LinkKind
 from fastmq.wire.shards import shard_of
 from fastmq.wire.verbs import Code, Verb
@@ -29,10 +29,11 @@ GREETING = GREETING[:64].ljust(64, b"\0")
 READY = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"ROUTER"
 
 
-class Journal(NullLog):
+class Journal(Log):
     """A log that wants every record; the world takes them from the shards after each turn, as if synced before anything is answered."""
 
-    record_level = RecordLevel.ALL
+    def __init__(self) -> None:
+        super().__init__(RecordLevel.RECORDS_ALL)
 
 
 class Wire:

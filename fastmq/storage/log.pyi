@@ -1,0 +1,28 @@
+"""The log's interface, and the log that keeps nothing. What Python may touch of it; workers call the rest without the GIL."""
+from collections.abc import Iterator
+from enum import IntEnum
+
+class RecordLevel(IntEnum):
+    RECORDS_NONE = 0
+    RECORDS_ALL = 1
+    RECORDS_DURABLE = 2
+
+class LogReader(Iterator[tuple[int, int, bytes]]):
+    def __next__(self) -> tuple[int, int, bytes]: ...
+
+class Log:
+    record_level: int
+    appended: int
+    submitted: int
+    durable: int
+    failed: bool
+    full: bool
+
+    def __init__(self, record_level: int = RecordLevel.RECORDS_NONE) -> None: ...
+    @property
+    def error(self) -> OSError | None: ...
+    def open(self, epoch: int) -> int: ...
+    def fileno(self) -> int: ...
+    def read(self, position: int = 1) -> LogReader: ...
+    def trim(self, position: int) -> None: ...
+    def close(self) -> None: ...

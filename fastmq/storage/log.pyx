@@ -1,0 +1,71 @@
+"""The log's interface, and the log that keeps nothing (see log.pxd)."""
+
+
+cdef class LogReader:
+    """Finds nothing."""
+
+    cdef bint next_batch(self, BatchView* out) noexcept nogil:
+        """The next batch, whose bytes stay where they are until the next call or the reader's end; False: there is no more."""
+        return False
+
+    def __iter__(self) -> LogReader:
+        return self
+
+    def __next__(self) -> tuple[int, int, bytes]:
+        cdef const EntryHead* head
+        cdef uint64_t position
+        while self.left == 0:
+            if not self.next_batch(&self.view):
+                raise StopIteration
+            self.entry = self.view.entries
+            self.left = self.view.count
+        head = <const EntryHead*> self.entry
+        position = self.view.first + (self.view.count - self.left)
+        self.left -= 1
+        self.entry = entry_next(self.entry)
+        return position, head.shard, (<const char*> head + sizeof(EntryHead))[:head.size]
+
+
+cdef class Log:
+    """Keeps nothing. `record_level`: what it asks of shards, for those who read their records themselves (tests)."""
+
+    def __init__(self, record_level: int = RECORDS_NONE) -> None:
+        self.record_level = record_level
+
+    cdef bint append(self, uint32_t shard, const uint8_t* records, size_t size) noexcept nogil:
+        """Copy one entry, one or several records of a shard, into the batch that fills. False: no memory, nothing is changed."""
+        self.appended += 1
+        self.submitted = self.durable = self.appended
+        return True
+
+    cdef void submit(self) noexcept nogil:
+        """Give the batch that fills to the journal thread, unless one is in flight or nothing was appended. A batch is there whole or not
+        at all after a death."""
+        pass
+
+    cdef uint64_t look(self) noexcept nogil:
+        """Read what the journal thread has said: updates `durable`, `failed` and `full`, and returns `durable`. Never blocks."""
+        return self.durable
+
+    @property
+    def error(self) -> OSError | None:
+        """What failed, with the file's name; None unless `failed`."""
+        return None
+
+    def open(self, epoch: int) -> int:
+        """Become the owner, with an epoch above every earlier one; the last durable position."""
+        return self.durable
+
+    def fileno(self) -> int:
+        """An eventfd, readable when `look` has news; `look` clears it. -1: this log is durable at once."""
+        return -1
+
+    def read(self, position: int = 1) -> LogReader:
+        """The durable entries from `position` on, in order; those that were trimmed are passed over. After `open`, before `append`."""
+        return LogReader()
+
+    def trim(self, position: int) -> None:
+        """Entries up to `position` are not needed any more: their room may be used again."""
+
+    def close(self) -> None:
+        """Write what was submitted and stop. What was appended and not submitted is dropped. May be repeated."""
