@@ -11,15 +11,15 @@ from libc.string cimport memset
 from fastmq._core cimport Ring, Slot, ring_free, ring_pop_front, ring_size
 from fastmq.model.effects cimport effects_begin
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
-from fastmq.model.members cimport consumer_close, consumer_new, queue_ready, session_free
+from fastmq.model.members cimport consumer_close, consumer_new, queue_next_seq, queue_ready, session_free
 from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_PURGE, C_QUEUE_DELETE, C_SESSION_END
-from fastmq.model.shard_records cimport ChangeConsume, ChangeQueue, ChangeSession, record_add
-from fastmq.model.state cimport FORGET, GARBAGE_STEP_COUNT, Garbage, ShardState
+from fastmq.model.shard_records cimport LEVEL_ALL, LEVEL_DURABLE, ChangeConsume, ChangeQueue, ChangeSession, record_add
+from fastmq.model.state cimport FORGET, GARBAGE_STEP_COUNT, Garbage, ShardState, done_range
 from fastmq.model.state cimport message_settle, queue_calm, queue_wake, ring_make, session_find, session_leave
 from fastmq.model.state cimport session_make
 from fastmq.model.state cimport unused_clear, unused_mark, unused_report
 from fastmq.model.store cimport store_drop, tail_detach
-from fastmq.wire.idmap cimport idmap_get, idmap_remove
+from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_remove
 from fastmq.wire.link cimport L_CANCELLED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, LinkCancelled, LinkConsume
 from fastmq.wire.verbs cimport CONSUMER_EXISTS, INTERNAL, NACK, NO_CONSUMER, OK, QUEUE_DELETED
 
@@ -45,7 +45,7 @@ cdef inline void session_end(ShardState* s, Session* session, bint bye) noexcept
     for it."""
     cdef size_t i = 0, mask = session.consumers.mask
     cdef ChangeSession change
-    if s.level:
+    if s.level == LEVEL_ALL:
         change.sid = session.sid
         change.frontend = session.frontend
         change.hello = bye
@@ -91,7 +91,7 @@ cdef inline uint32_t consumer_add(ShardState* s, Session* session, Queue* q, uin
         return INTERNAL
     unused_clear(s, q)
     queue_wake(s, q)
-    if s.level:
+    if s.level == LEVEL_ALL:
         change.sid = session.sid
         change.queue = q.id
         change.window_bytes = window_bytes
@@ -113,7 +113,7 @@ cdef inline uint32_t consumer_cancel(ShardState* s, uint32_t frontend, uint64_t 
     c = <Consumer*> idmap_get(&session.consumers, number, 0)
     if c == NULL:
         return NO_CONSUMER
-    if s.level:
+    if s.level == LEVEL_ALL:
         memset(&change, 0, sizeof(change))
         change.sid = sid
         change.consumer = number
@@ -148,17 +148,28 @@ cdef inline bint queue_empty(ShardState* s, Queue* q) noexcept nogil:
     return True
 
 
+cdef inline void queue_done(ShardState* s, Queue* q) noexcept nogil:
+    """Tell the log that what is ready in a kept queue is no more."""
+    cdef uint32_t i
+    for i in range(q.returned_count):
+        done_range(s, q, q.returned[i].seq, q.returned[i].seq)
+    if ring_size(&q.ring):
+        done_range(s, q, q.seq_base + q.ring.first, queue_next_seq(q) - 1)
+
+
 cdef inline uint64_t queue_purge(ShardState* s, Queue* q) noexcept nogil:
     """Drop what is ready; how many that were."""
     cdef uint64_t count = queue_ready(q)
     cdef ChangeQueue change
     if count == 0:
         return 0
+    if s.level == LEVEL_DURABLE and q.kept:
+        queue_done(s, q)
     if not queue_empty(s, q):
         s.failed = True
         return 0
     queue_calm(s, q)
-    if s.level:
+    if s.level == LEVEL_ALL:
         memset(&change, 0, sizeof(change))
         change.queue = q.id
         record_add(&s.records, C_PURGE, q.flags & QUEUE_DURABLE, &change, sizeof(change))
@@ -179,7 +190,7 @@ cdef inline void queue_delete(ShardState* s, Queue* q) noexcept nogil:
     """The queue goes with all its messages; its consumers are told."""
     cdef Session* session
     cdef ChangeQueue change
-    if s.level:
+    if s.level == LEVEL_ALL or (s.level == LEVEL_DURABLE and q.kept):
         memset(&change, 0, sizeof(change))
         change.queue = q.id
         record_add(&s.records, C_QUEUE_DELETE, q.flags & QUEUE_DURABLE, &change, sizeof(change))
@@ -203,6 +214,7 @@ cdef inline void queue_delete(ShardState* s, Queue* q) noexcept nogil:
     s.queues[q.index] = s.queues[s.queue_count]
     s.queues[q.index].index = q.index
     ring_free(&q.ring)
+    idmap_free(&q.counts)
     free(q.returned)
     free(q)
 

@@ -5,29 +5,52 @@
 # work. Messages of one session are gathered into deliveries of at most DELIVERY_SIZE_MAX bytes of records, consecutive
 # tags that agree in all a client is told into one run, adjacent bytes into one copy. A delivery's effect points to the
 # bytes where they lie: it is sent before anything else happens to the shard. A record in the arena goes alone, and only
-# its place is told. In the worker, without the GIL.
+# its place is told. What is hidden waits for the log. In the worker, without the GIL.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmq._core cimport Ring, Slot, ring_at, ring_pop_front, ring_size
 from fastmq.model.effects cimport effects_begin
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
-from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_ready
+from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_deliverable
 from fastmq.model.members cimport queue_prefetch_front, returned_pop
 from fastmq.model.outstanding cimport outstanding_add
 from fastmq.model.regions cimport Hold, regions_lend
-from fastmq.model.shard_records cimport C_DELIVER, ChangeDeliver, record_add
-from fastmq.model.state cimport PUMP_DELIVERIES_MAX, Delivery, Segment, ShardState, queue_calm, queue_wake
+from fastmq.model.shard_records cimport C_DELIVER, C_MARK, LEVEL_ALL, LEVEL_DURABLE, ChangeCount, ChangeDeliver
+from fastmq.model.shard_records cimport record_add
+from fastmq.model.state cimport PUMP_DELIVERIES_MAX, Delivery, Segment, ShardState, count_note, queue_calm, queue_wake
 from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_chunk
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_pad8
 from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, RECORD_SHARED_MIN, LinkDeliver, LinkReply, LinkRun
 
 
 cdef inline const Slot* queue_peek(Queue* q) noexcept nogil:
-    """The next message, or NULL."""
+    """The next message that may be delivered, or NULL."""
     if q.returned_count:
         return &q.returned[0].slot
+    if q.seq_base + q.ring.first >= q.visible:
+        return NULL
     return ring_at(&q.ring, 0)
+
+
+cdef inline void mark_note(ShardState* s, Queue* q, uint64_t seq) noexcept nogil:
+    """Messages of a kept queue have been delivered up to this one; the last record of this kind says it, where it may."""
+    cdef ChangeCount* last
+    cdef ChangeCount change
+    q.mark = seq
+    if s.level != LEVEL_DURABLE:
+        return
+    if s.mark_end and s.mark_end == s.records.size:
+        last = <ChangeCount*> (s.records.data + s.records.size - sizeof(ChangeCount))
+        if last.queue == q.id:
+            last.seq = seq
+            return
+    change.queue = q.id
+    change.seq = seq
+    change.deliveries = 1
+    change.padding = 0
+    record_add(&s.records, C_MARK, True, &change, sizeof(change))
+    s.mark_end = s.records.size
 
 
 cdef inline Outstanding* queue_take(ShardState* s, Queue* q, Consumer* c) noexcept nogil:
@@ -43,10 +66,13 @@ cdef inline Outstanding* queue_take(ShardState* s, Queue* q, Consumer* c) noexce
         e.slot = back.slot
         e.seq = back.seq
         e.deliveries = back.deliveries + 1
+        count_note(s, q, &e.slot, e.seq, e.deliveries)
     else:
         e.seq = q.seq_base + q.ring.first
         ring_pop_front(&q.ring, &e.slot)
         e.deliveries = 1
+        if e.seq > q.mark and q.kept:
+            mark_note(s, q, e.seq)
     e.queue = q
     e.consumer = c
     e.next = NULL
@@ -268,7 +294,7 @@ cdef inline uint32_t consumer_deal(
         return 0
     change.turn_kept = change.count < block and queue_peek(q) == NULL
     consumer_turn(c, change.turn_kept)
-    if s.level:
+    if s.level == LEVEL_ALL:
         change.sid = c.session.sid
         change.queue = q.id
         change.consumer = c.number
@@ -281,7 +307,7 @@ cdef inline uint32_t queue_deal(ShardState* s, Queue* q, uint32_t count_max) noe
     """One round: each consumer with room gets an equal block of what is ready, at most `count_max` together, and an
     equal part of the bytes that the pump has room for. How many went out."""
     cdef uint32_t consumers = q.open_count, given = 0
-    cdef uint64_t block = (queue_ready(q) + consumers - 1) // consumers
+    cdef uint64_t block = (queue_deliverable(q) + consumers - 1) // consumers
     cdef uint64_t share = count_max // consumers, size = pump_room(s) // consumers + 1
     cdef Consumer* c = q.open_first
     cdef Consumer* following
@@ -335,7 +361,7 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
         delivery_add(s, d, &session.getter, e)
         queue_wake(s, q)                                    # the one behind it may fit where this one did not
         s.delivered += 1
-        if s.level:
+        if s.level == LEVEL_ALL:
             change.sid = session.sid
             change.queue = q.id
             change.consumer = 0

@@ -15,7 +15,7 @@ from fastmq.wire.link cimport L_OUTCOME, LinkHead, LinkOutcome, LinkRange, LinkR
 
 cdef struct EffectHead:
     uint32_t frontend
-    uint32_t padding
+    uint32_t waits          # 1: it may leave only when the log has what was written before it for good
     LinkHead head
 
 
@@ -61,7 +61,7 @@ cdef inline uint8_t* effects_begin(Effects* effects, uint32_t frontend, uint16_t
     if head == NULL:
         return NULL
     head.frontend = frontend
-    head.padding = 0
+    head.waits = 0
     head.head.size = <uint32_t> size
     head.head.kind = kind
     head.head.shard = shard
@@ -73,20 +73,21 @@ cdef inline uint8_t* effects_begin(Effects* effects, uint32_t frontend, uint16_t
 
 
 cdef inline LinkOutcome* effects_outcome(Effects* effects, uint32_t frontend, uint16_t shard,
-                                         uint64_t sid) noexcept nogil:
+                                         uint64_t sid, bint waits) noexcept nogil:
     """The outcome at the end of the buffer, if it is this session's, or a new one; NULL when there is no memory."""
     cdef EffectHead* head
     cdef LinkOutcome* outcome
     if effects.is_outcome:
         head = <EffectHead*> (effects.buffer.data + effects.last)
         outcome = <LinkOutcome*> (head + 1)
-        if outcome.sid == sid and head.frontend == frontend:
+        if outcome.sid == sid and head.frontend == frontend and head.waits == waits:
             return outcome
     outcome = <LinkOutcome*> effects_begin(effects, frontend, L_OUTCOME, shard, sizeof(LinkOutcome))
     if outcome != NULL:
         outcome.sid = sid
         outcome.ranges = 0
         outcome.refusals = 0
+        (<EffectHead*> outcome - 1).waits = waits
         effects.is_outcome = True
     return outcome
 
@@ -100,13 +101,13 @@ cdef inline void* effects_more(Effects* effects, size_t size) noexcept nogil:
 
 
 cdef inline void effects_hold(Effects* effects, uint32_t frontend, uint16_t shard, uint64_t sid, uint64_t first,
-                              uint64_t last) noexcept nogil:
-    """Sequences of a session are held by this shard."""
-    cdef LinkOutcome* outcome = effects_outcome(effects, frontend, shard, sid)
+                              uint64_t last, bint waits) noexcept nogil:
+    """Sequences of a session are held by this shard, or will be when the log has them (`waits`)."""
+    cdef LinkOutcome* outcome = effects_outcome(effects, frontend, shard, sid, waits)
     cdef LinkRange* held
     if outcome != NULL and outcome.refusals:                # ranges come before refusals
         effects.is_outcome = False
-        outcome = effects_outcome(effects, frontend, shard, sid)
+        outcome = effects_outcome(effects, frontend, shard, sid, waits)
     if outcome == NULL:
         return
     if outcome.ranges:
@@ -118,14 +119,14 @@ cdef inline void effects_hold(Effects* effects, uint32_t frontend, uint16_t shar
     if held != NULL:
         held.first = first
         held.last = last
-        outcome = effects_outcome(effects, frontend, shard, sid)        # the buffer may have moved
+        outcome = effects_outcome(effects, frontend, shard, sid, waits)     # the buffer may have moved
         outcome.ranges += 1
 
 
 cdef inline void effects_refuse(Effects* effects, uint32_t frontend, uint16_t shard, uint64_t sid, uint64_t first,
                                 uint64_t last, uint32_t code) noexcept nogil:
     """Sequences of a session are refused by this shard, for the reason `code`."""
-    cdef LinkOutcome* outcome = effects_outcome(effects, frontend, shard, sid)
+    cdef LinkOutcome* outcome = effects_outcome(effects, frontend, shard, sid, False)
     cdef LinkRefusal* refused
     if outcome == NULL:
         return
@@ -140,5 +141,5 @@ cdef inline void effects_refuse(Effects* effects, uint32_t frontend, uint16_t sh
         refused.last = last
         refused.code = code
         refused.padding = 0
-        outcome = effects_outcome(effects, frontend, shard, sid)
+        outcome = effects_outcome(effects, frontend, shard, sid, False)
         outcome.refusals += 1

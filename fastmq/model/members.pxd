@@ -36,6 +36,8 @@ cdef struct Queue:
     uint32_t index                  # in the shard's array
     Ring ring                       # ready, never delivered
     uint64_t seq_base               # sequence of a message in the ring: this + its place, modulo 2^64
+    uint64_t visible                # only what has a lower sequence may be delivered: the log has it for good
+    uint64_t mark                   # up to here the log takes messages for delivered
     Returned* returned              # a heap by sequence; all are older than the ring
     uint32_t returned_count
     uint32_t returned_room
@@ -57,6 +59,9 @@ cdef struct Queue:
     uint64_t unused_sid             # whose that was; 0: it has consumers, or never had one
     uint32_t unused_frontend
     uint32_t listed                 # in the list of live queues of the attachment in hand
+    uint32_t kept                   # the log has its persistent messages
+    uint32_t padding
+    IdMap counts                    # while records are applied: sequence -> 1 + deliveries, where they are not those that `mark` implies
     Queue* unused_next
     Queue* unused_previous
 
@@ -180,12 +185,25 @@ cdef inline Queue* queue_new(uint64_t id, uint32_t flags) noexcept nogil:
     if q != NULL:
         q.id = id
         q.flags = flags
+        q.visible = <uint64_t> -1
         ring_init(&q.ring)
+        idmap_init(&q.counts)
     return q
 
 
 cdef inline uint64_t queue_ready(const Queue* q) noexcept nogil:
     return ring_size(&q.ring) + q.returned_count
+
+
+cdef inline uint64_t queue_next_seq(const Queue* q) noexcept nogil:
+    """The sequence of the message that is put into it next."""
+    return q.seq_base + q.ring.end
+
+
+cdef inline uint64_t queue_deliverable(const Queue* q) noexcept nogil:
+    """How many of the ready messages may be delivered, or a few more."""
+    cdef uint64_t hidden = queue_next_seq(q) - q.visible if q.visible < queue_next_seq(q) else 0
+    return q.returned_count + (ring_size(&q.ring) - hidden if hidden < ring_size(&q.ring) else 0)
 
 
 # ---- consumers

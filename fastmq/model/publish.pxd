@@ -1,25 +1,28 @@
 # Publishing into a shard: deciding a run of records, and putting them into queues.
 #
 # Rules: a decision is all of its queues or none; a sequence taken before is dropped and confirmed, one that is not
-# above the highest decided and was not taken is refused `late`, a higher one is decided (design section 4). Records
-# were checked by the front-end; here their lengths are read again, within bounds, and nothing else. Runs in the worker,
-# without the GIL.
+# above the highest decided and was not taken is refused `late`, a higher one is decided (design section 4). Where there
+# is a log, persistent messages of durable queues are neither confirmed nor delivered before it has them for good: the
+# outcome waits for the log, and the messages are hidden until then. Records were checked by the front-end; here their
+# lengths are read again, within bounds, and with a log whether they are persistent. Runs in the worker, without the GIL.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmq._core cimport Slot, ring_push_back
 from fastmq.model.effects cimport effects_hold, effects_refuse
-from fastmq.model.members cimport Queue
+from fastmq.model.members cimport Queue, queue_next_seq
 from fastmq.model.publishers cimport Publisher, publisher_has, publisher_take, publisher_trim, publishers_forget
 from fastmq.model.publishers cimport publishers_use
-from fastmq.model.shard_records cimport C_DECIDE, C_FORGET, C_TAKE, ChangeDecide, ChangeSession, ChangeTake, record_add
-from fastmq.model.shard_records cimport record_begin
-from fastmq.model.state cimport TICK_COUNT_MAX, ShardState, queue_find, queue_wake
-from fastmq.model.store cimport Chunk, NAME_NONE, chunk_data, name_take, store_large, store_open, store_open_large
+from fastmq.model.shard_records cimport C_DECIDE, C_FORGET, C_KEEP, C_TAKE, C_TAKEN, LEVEL_ALL, ChangeDecide
+from fastmq.model.shard_records cimport ChangeSession, ChangeTake, ChangeTaken, KeptQueue, record_add, record_begin
+from fastmq.model.state cimport TICK_COUNT_MAX, Hidden, ShardState, queue_find, queue_wake
+from fastmq.model.store cimport Chunk, NAME_NONE, SLOT_KEPT, chunk_data, name_take, store_large, store_open
+from fastmq.model.store cimport store_open_large
 from fastmq.model.store cimport tail_open
-from fastmq.wire.buffer cimport buffer_clear, buffer_extend
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_extend
 from fastmq.wire.link cimport QUEUE_DURABLE
 from fastmq.wire.msgpack cimport Reader, mp_read_nil, mp_skip, reader_init
+from fastmq.wire.records cimport record_is_persistent
 from fastmq.wire.verbs cimport BAD_REQUEST, LATE, NO_QUEUE, OK
 
 
@@ -160,7 +163,6 @@ cdef inline void publish_take(ShardState* s, Publisher* p, uint64_t first, uint3
     cdef bint durable = False
     cdef uint32_t i
     cdef Queue* q
-    cdef ChangeTake* change
     cdef uint8_t* at
     if name == NAME_NONE or not publisher_take(p, first, first + count - 1):
         s.failed = True
@@ -170,21 +172,13 @@ cdef inline void publish_take(ShardState* s, Publisher* p, uint64_t first, uint3
         durable |= q.flags & QUEUE_DURABLE
         queue_put(s, q, records, sizes, count, size, name, timestamp_ms)
     s.published += count
-    if s.level == 0:
+    if s.level != LEVEL_ALL:
         return
     at = record_begin(&s.records, C_TAKE, durable, sizeof(ChangeTake) + <size_t> queue_count * 8
                       + ((exchange_size + 7) & ~<size_t> 7) + size)
     if at == NULL:
         return
-    change = <ChangeTake*> at
-    change.sid = p.sid
-    change.floor = p.floor
-    change.first_seq = first
-    change.timestamp_ms = timestamp_ms
-    change.count = count
-    change.queues = queue_count
-    change.exchange_size = exchange_size
-    change.records_size = size
+    take_write(<ChangeTake*> at, p, first, count, queue_count, exchange_size, size, timestamp_ms)
     at += sizeof(ChangeTake)
     memcpy(at, queues, queue_count * sizeof(uint64_t))
     at += queue_count * sizeof(uint64_t)
@@ -193,6 +187,137 @@ cdef inline void publish_take(ShardState* s, Publisher* p, uint64_t first, uint3
         memcpy(at, exchange, exchange_size)
         at += (exchange_size + 7) & ~<size_t> 7
     memcpy(at, records, size)
+
+
+# ---- with a log
+
+cdef inline void queue_hide(ShardState* s, Queue* q, uint64_t first_seq, bint persistent) noexcept nogil:
+    """What was put into a kept queue from `first_seq` on is delivered when the log has it, or what stands before it."""
+    cdef Hidden* hidden
+    if not persistent and q.visible == first_seq:
+        q.visible = queue_next_seq(q)
+        queue_wake(s, q)
+        return
+    hidden = <Hidden*> buffer_extend(&s.hidden, sizeof(Hidden))
+    if hidden == NULL:
+        s.failed = True
+        return
+    hidden.queue = q.id
+    hidden.end_seq = queue_next_seq(q)
+    hidden.position = 0
+
+
+cdef inline uint32_t persistent_run(const uint8_t* records, const uint32_t* sizes, uint32_t count,
+                                    bint* persistent) noexcept nogil:
+    """How many of these records agree with the first one in being persistent or not; there is one."""
+    cdef uint32_t i
+    persistent[0] = record_is_persistent(records, sizes[0])
+    for i in range(1, count):
+        records += sizes[i - 1]
+        if record_is_persistent(records, sizes[i]) != persistent[0]:
+            return i
+    return count
+
+
+cdef inline void publish_kept(ShardState* s, Publisher* p, uint64_t first, uint32_t count, const uint64_t* queues,
+                              uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
+                              const uint8_t* records, const uint32_t* sizes, uint32_t size, uint64_t timestamp_ms,
+                              bint persistent) noexcept nogil:
+    """Take new sequences, all persistent or none, into queues some of which may be kept; the record for the log."""
+    cdef uint32_t name = name_take(&s.store.names, exchange, exchange_size, <uint64_t> count * queue_count)
+    cdef uint32_t names = (exchange_size + 7) & ~<uint32_t> 7, kept = 0, i
+    cdef uint64_t first_seq
+    cdef KeptQueue* places
+    cdef KeptQueue* place
+    cdef uint8_t* at
+    cdef Queue* q
+    if name == NAME_NONE or not publisher_take(p, first, first + count - 1):
+        s.failed = True
+        return
+    buffer_clear(&s.delivery.runs)                          # empty between pumps: the KeptQueues
+    for i in range(queue_count):
+        q = queue_find(s, queues[i])
+        first_seq = queue_next_seq(q)
+        queue_put(s, q, records, sizes, count, size, name | SLOT_KEPT if q.kept and persistent else name, timestamp_ms)
+        if not q.kept:
+            continue
+        queue_hide(s, q, first_seq, persistent)
+        if not persistent:
+            continue
+        place = <KeptQueue*> buffer_extend(&s.delivery.runs, sizeof(KeptQueue))
+        if place == NULL:
+            s.failed = True
+            return
+        kept += 1
+        place.queue = q.id
+        place.seq = first_seq
+        place.marked = q.open_count != 0                    # it will be delivered as soon as it is visible
+        place.padding = 0
+        if place.marked:
+            q.mark = queue_next_seq(q) - 1
+    s.published += count
+    if kept == 0:
+        publish_taken(s, p, first, first + count - 1)
+        return
+    places = <KeptQueue*> s.delivery.runs.data
+    at = record_begin(&s.records, C_KEEP, True, sizeof(ChangeTake) + <size_t> kept * sizeof(KeptQueue) + names + size)
+    if at == NULL:
+        return
+    take_write(<ChangeTake*> at, p, first, count, kept, exchange_size, size, timestamp_ms)
+    at += sizeof(ChangeTake)
+    memcpy(at, places, kept * sizeof(KeptQueue))
+    at += kept * sizeof(KeptQueue)
+    if exchange_size:
+        memset(at + (exchange_size & ~<uint32_t> 7), 0, names - (exchange_size & ~<uint32_t> 7))
+        memcpy(at, exchange, exchange_size)
+    memcpy(at + names, records, size)
+    buffer_clear(&s.delivery.runs)
+
+
+cdef inline void take_write(ChangeTake* change, const Publisher* p, uint64_t first, uint32_t count, uint32_t queues,
+                            uint32_t exchange_size, uint32_t records_size, uint64_t timestamp_ms) noexcept nogil:
+    change.sid = p.sid
+    change.floor = p.floor
+    change.first_seq = first
+    change.timestamp_ms = timestamp_ms
+    change.count = count
+    change.queues = queues
+    change.exchange_size = exchange_size
+    change.records_size = records_size
+
+
+cdef inline void publish_taken(ShardState* s, const Publisher* p, uint64_t first, uint64_t last) noexcept nogil:
+    """The record of a publish of which nothing is kept but that it was taken."""
+    cdef ChangeTaken change
+    change.sid = p.sid
+    change.floor = p.floor
+    change.first = first
+    change.last = last
+    record_add(&s.records, C_TAKEN, True, &change, sizeof(change))
+
+
+cdef inline bint publish_keep(ShardState* s, Publisher* p, uint64_t first, uint32_t count, const uint64_t* queues,
+                              uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
+                              const uint8_t* records, const uint32_t* sizes, uint32_t size,
+                              uint64_t timestamp_ms) noexcept nogil:
+    """Take new sequences where there is a log; whether the outcome waits for it."""
+    cdef bint kept = False, persistent, waits = False
+    cdef uint32_t i, n, length
+    for i in range(queue_count):
+        kept |= queue_find(s, queues[i]).kept
+    while count and not s.failed:
+        persistent = False
+        n = persistent_run(records, sizes, count, &persistent) if kept else count
+        length = 0
+        for i in range(n):
+            length += sizes[i]
+        publish_kept(s, p, first, n, queues, queue_count, exchange, exchange_size, records, sizes, length, timestamp_ms, persistent)
+        waits |= persistent
+        first += n
+        records += length
+        sizes += n
+        count -= n
+    return waits
 
 
 cdef inline void publish_decided(ShardState* s, Publisher* p) noexcept nogil:
@@ -212,7 +337,7 @@ cdef inline void publish_again(ShardState* s, Publisher* p, uint32_t frontend, u
     while first <= last:
         if publisher_has(p, first, &until):
             until = until if until < last else last
-            effects_hold(&s.effects, frontend, s.index, p.sid, first, until)
+            effects_hold(&s.effects, frontend, s.index, p.sid, first, until, s.keeps)   # its record may be on its way yet
             s.duplicates += until - first + 1
         else:
             until = until if until < last else last
@@ -256,6 +381,7 @@ cdef inline void publish_run(ShardState* s, uint32_t frontend, uint64_t sid, uin
     """Decide `count` sequences from `first` on; see Shard.publish."""
     cdef uint64_t last = first + count - 1, known
     cdef uint32_t code = OK, i, skipped
+    cdef bint waits = False
     cdef uint32_t* sizes
     cdef Publisher* p
     if count == 0 or first == 0 or last < first or sid == 0 or last + 1 == 0:
@@ -286,8 +412,11 @@ cdef inline void publish_run(ShardState* s, uint32_t frontend, uint64_t sid, uin
         if queue_find(s, queues[i]) == NULL:
             code = NO_QUEUE
     if code == OK and not s.failed:
-        publish_take(s, p, first, count, queues, queue_count, exchange, exchange_size, records, sizes, size, now_ms)
-        effects_hold(&s.effects, frontend, s.index, sid, first, last)
+        if s.keeps:
+            waits = publish_keep(s, p, first, count, queues, queue_count, exchange, exchange_size, records, sizes, size, now_ms)
+        else:
+            publish_take(s, p, first, count, queues, queue_count, exchange, exchange_size, records, sizes, size, now_ms)
+        effects_hold(&s.effects, frontend, s.index, sid, first, last, waits)
     else:
         p.highest = last
         effects_refuse(&s.effects, frontend, s.index, sid, first, last, code)

@@ -13,7 +13,8 @@ from fastmq.model.members cimport Consumer, Queue, Session
 from fastmq.model.publish cimport publish_publisher, publish_take, publisher_forget, records_measure
 from fastmq.model.publishers cimport Publisher, publishers_find
 from fastmq.model.settle cimport Search, settle_range
-from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER, C_FORGET, C_PURGE, C_QUEUE
+from fastmq.model.keeping cimport replay_kept
+from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER, C_FORGET, C_KEEP, C_PURGE, C_QUEUE
 from fastmq.model.shard_records cimport C_QUEUE_DELETE
 from fastmq.model.shard_records cimport C_SESSION, C_SESSION_END, C_SETTLE, C_TAKE, C_UNUSED
 from fastmq.model.shard_records cimport ChangeConsume, ChangeDecide, ChangeDeliver, ChangeQueue, ChangeSession
@@ -50,6 +51,8 @@ cdef inline int replay_record(ShardState* s, const RecordHead* head, const uint8
     cdef Queue* q
     if head.kind == C_TAKE:
         return replay_take(s, at, head.size)
+    if head.kind >= C_KEEP:
+        return replay_kept(s, head, at)
     if head.kind >= C_DECIDE:
         return replay_session(s, head, at)
     if head.size < sizeof(ChangeQueue) or queue.queue == 0:

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, prefetch, prefetch_lines
 from fastmq.model.outstanding cimport outstanding_find
-from fastmq.model.shard_records cimport C_SETTLE, ChangeSettle, record_add
+from fastmq.model.shard_records cimport C_SETTLE, LEVEL_ALL, ChangeSettle, record_add
 from fastmq.model.state cimport ACK, ShardState, message_settle, session_find, session_leave
 from fastmq.model.store cimport store_chunk
 from fastmq.wire.link cimport LinkRange, LinkSettle, LinkSettleException
@@ -81,7 +81,7 @@ cdef inline uint64_t settle_range(ShardState* s, Session* session, uint64_t firs
         message_settle(s, e, action)
         settled += 1
         e = following
-    if settled and s.level:
+    if settled and s.level == LEVEL_ALL:
         change.sid = session.sid
         change.first = first
         change.last = last

@@ -11,6 +11,7 @@
 #   publishers  decided and taken sequences               attend     sessions, consumers and queues come and go
 #   effects     what is to be sent                        compact    copy out of sparse chunks
 #   shard_records  every change                           state      all of it together, and what they share
+#   replay      records applied again                     keeping    those of the log, and what waits for it
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.model.effects cimport Effects
@@ -49,6 +50,18 @@ cdef class Shard:
     # Once a turn, after everything that was read was handled: deliver, and go on with jobs. Bounded work; True: call
     # again soon.
     cpdef bint pump(self, int64_t now_ns) noexcept nogil
+
+    # `state.records` has been copied: forget it. `position`: where it ends in the log, 0: there is none.
+    cdef void records_taken(self, uint64_t position) noexcept nogil
+
+    # The log has everything up to this position for good: what was hidden until then may be delivered. Whether that is
+    # anything; then pump.
+    cpdef bint durable_up_to(self, uint64_t position) noexcept nogil
+
+    # Apply consecutive records of a log or of another shard; HANDLE_MALFORMED: one is damaged, and the state is worth
+    # nothing. After the last ones of a log: recovered.
+    cdef int recover(self, const uint8_t* records, size_t size, int64_t now_ns) noexcept nogil
+    cpdef void recovered(self) noexcept nogil
 
     # Append a LinkCounts for each queue.
     cdef void counts(self, Buffer* out) noexcept nogil

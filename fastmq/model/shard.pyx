@@ -12,14 +12,16 @@ from fastmq.model.compact cimport compact_step
 from fastmq.model.deliver cimport get_reply, pump_queues
 from fastmq.model.dump cimport dump_outstanding, dump_publishers, dump_queue, dump_sessions
 from fastmq.model.effects cimport EffectHead, effects_begin, effects_clear, effects_free, effects_init, effects_next
+from fastmq.model.keeping cimport hidden_show, hidden_stamp, keeping_end
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, queue_ready, session_free, session_is_idle
 from fastmq.model.outstanding cimport outstanding_free, outstanding_init
 from fastmq.model.publish cimport publish_run, publisher_forget, publishers_tick
 from fastmq.model.publishers cimport Publisher, publishers_find, publishers_free, publishers_init
 from fastmq.model.replay cimport replay
 from fastmq.model.settle cimport settle
+from fastmq.model.shard_records cimport LEVEL_DURABLE, LEVEL_NONE
 from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, Segment, ShardState
-from fastmq.model.state cimport queue_declare, queue_find, session_find, unused_tick
+from fastmq.model.state cimport done_flush, queue_declare, queue_find, session_find, unused_tick
 from fastmq.model.store cimport store_free, store_init
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_free, idmap_init
@@ -250,7 +252,7 @@ cdef int handle_queue(ShardState* s, uint32_t frontend, uint16_t kind, const uin
 cdef class Shard:
     """One shard's state machine. Link messages in, effects and records out; see shard.pxd for what it owns and keeps.
 
-    Keyword arguments: `record_level` 0 writes no records, 1 all of them; `resume_ns` how long an auto-delete queue
+    Keyword arguments: `record_level` 0 writes no records, 1 all of them, 2 those that are to survive; `resume_ns` how long an auto-delete queue
     waits for consumers that vanished; `publisher_keep_ns`, `publishers_max` how long and how many publishers are
     remembered. The last ones are for tests."""
 
@@ -264,6 +266,7 @@ cdef class Shard:
         s.index = index
         s.epoch = epoch
         s.level = record_level
+        s.keeps = record_level == LEVEL_DURABLE
         s.resume_ns = resume_ns
         s.publisher_keep_ns = publisher_keep_ns
         s.publishers_max = publishers_max or 1
@@ -280,6 +283,7 @@ cdef class Shard:
         idmap_init(&s.sessions)
         effects_init(&s.effects)
         buffer_init(&s.records)
+        buffer_init(&s.hidden)
         buffer_init(&s.sizes)
         buffer_init(&s.delivery.runs)
         buffer_init(&s.delivery.names)
@@ -315,6 +319,7 @@ cdef class Shard:
             result = handle_queue(s, frontend, kind, payload, size)
         else:
             result = HANDLE_UNKNOWN
+        done_flush(s)
         return HANDLE_NO_MEMORY if state_failed(s) else result
 
     cdef void publish(self, uint32_t frontend, uint64_t sid, uint64_t floor, uint64_t first_seq, uint32_t count,
@@ -368,6 +373,31 @@ cdef class Shard:
             if at != NULL:
                 queue_counts(self.state.queues[i], 0, at)
 
+    cdef void records_taken(self, uint64_t position) noexcept nogil:
+        buffer_clear(&self.state.records)
+        self.state.mark_end = 0
+        if position:
+            hidden_stamp(&self.state, position)
+
+    cpdef bint durable_up_to(self, uint64_t position) noexcept nogil:
+        return hidden_show(&self.state, position)
+
+    cdef int recover(self, const uint8_t* records, size_t size, int64_t now_ns) noexcept nogil:
+        cdef ShardState* s = &self.state
+        cdef uint32_t level = s.level
+        cdef int result
+        s.now_ns = now_ns
+        s.level = LEVEL_NONE
+        s.replaying = True
+        result = replay(s, records, size)
+        s.level = level
+        s.replaying = False
+        effects_clear(&s.effects)
+        return HANDLE_NO_MEMORY if state_failed(s) else result
+
+    cpdef void recovered(self) noexcept nogil:
+        keeping_end(&self.state)
+
     # ---- Python
 
     def handle(self, uint32_t frontend, uint16_t kind, bytes payload not None, int64_t now_ms, int64_t now_ns):
@@ -402,7 +432,7 @@ cdef class Shard:
     def take_records(self):
         """The records since the last call."""
         cdef bytes found = self.state.records.data[:self.state.records.size] if self.state.records.size else b""
-        buffer_clear(&self.state.records)
+        self.records_taken(0)
         return found
 
     def take_counts(self):
@@ -429,24 +459,15 @@ cdef class Shard:
     def apply(self, bytes records not None, int64_t now_ns=0):
         """Make the changes that `records` (of take_records, whole) tell of. Raises BadRecord; the state is then worth
         nothing."""
-        cdef ShardState* s = &self.state
-        cdef uint32_t level = s.level
-        cdef int result = -1
-        cdef const uint8_t* data = records
-        cdef size_t size = len(records)
-        s.now_ns = now_ns
-        s.level = 0
-        s.replaying = True
-        try:
-            result = replay(s, data, size)
-        finally:
-            s.level = level
-            s.replaying = False
-            effects_clear(&s.effects)
-        if state_failed(s):
+        cdef int result = self.recover(records, len(records), now_ns)
+        if result == HANDLE_NO_MEMORY:
             raise MemoryError
         if result != 0:
             raise BadRecord("a record of this shard is damaged, or belongs to another state")
+
+    def stamp(self, uint64_t position):
+        """The records that were taken end at this position of the log, not 0."""
+        hidden_stamp(&self.state, position)
 
     def dump(self):
         """The whole state as plain Python values: equal for equal states. Times of use are no part of it, their order
@@ -521,6 +542,7 @@ cdef void state_free(ShardState* s) noexcept nogil:
     idmap_free(&s.sessions)
     effects_free(&s.effects)
     buffer_free(&s.records)
+    buffer_free(&s.hidden)
     buffer_free(&s.sizes)
     buffer_free(&s.delivery.runs)
     buffer_free(&s.delivery.names)

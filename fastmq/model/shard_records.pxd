@@ -7,10 +7,13 @@
 #
 #       | RecordHead: size, kind, durable | struct of the kind | what the kind lists behind it, each part padded to 8 |
 #
+# At LEVEL_DURABLE only what is to survive the worker is written: durable queues that are not exclusive, persistent
+# messages in them, what publishers have decided and taken. Tags, sessions and consumers mean nothing after a death, so
+# these records name a message by its queue and its sequence there (KEEP and what follows; model/keeping.pxd).
+#
 # To change a record: change its struct here, its writer in the function that makes the change, its case in
-# replay.pxd, and the oracle test of tests/unit/test_shard_oracle.py, which fails when any of them is forgotten. To
-# write fewer (only what is durable): `level` in ShardState says how much is written, `durable` in the head whether the
-# record concerns a durable queue.
+# replay.pxd, and the oracle tests (tests/unit/test_shard_oracle.py, test_shard_durable.py), which fail when any of them
+# is forgotten; a record of LEVEL_DURABLE also as docs/durability.md says, because old ones lie on disks.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -21,6 +24,12 @@ cdef struct RecordHead:
     uint32_t size           # bytes behind this head, a multiple of 8
     uint16_t kind           # RecordKind
     uint16_t durable        # 1: concerns a durable queue, or a publisher
+
+
+cdef enum:                  # how much is written
+    LEVEL_NONE = 0
+    LEVEL_ALL = 1           # the whole state, tags and consumers too
+    LEVEL_DURABLE = 2
 
 
 cpdef enum RecordKind:
@@ -37,6 +46,12 @@ cpdef enum RecordKind:
     C_CANCEL = 11           # ChangeConsume: sid and consumer
     C_DELIVER = 12          # ChangeDeliver: the next `count` messages of a queue got the next tags
     C_SETTLE = 13           # ChangeSettle: what is outstanding of these tags in this session is settled
+    # at LEVEL_DURABLE instead of C_TAKE, C_PURGE, C_DELIVER and C_SETTLE
+    C_KEEP = 14             # ChangeTake, KeptQueue[], exchange, records: a publish of persistent messages was taken
+    C_TAKEN = 15            # ChangeTaken: one without any that is kept
+    C_DONE = 16             # ChangeDone: these messages of a queue are no more
+    C_MARK = 17             # ChangeCount: a queue's messages up to this sequence may have been delivered once
+    C_COUNT = 18            # ChangeCount: one message has been delivered so often
 
 
 cdef struct ChangeQueue:
@@ -54,6 +69,33 @@ cdef struct ChangeTake:
     uint32_t queues
     uint32_t exchange_size
     uint32_t records_size
+
+
+cdef struct KeptQueue:
+    uint64_t queue
+    uint64_t seq            # of the first of these messages there
+    uint32_t marked         # 1: they may have been delivered, as C_MARK would say
+    uint32_t padding
+
+
+cdef struct ChangeTaken:
+    uint64_t sid
+    uint64_t floor
+    uint64_t first
+    uint64_t last
+
+
+cdef struct ChangeDone:
+    uint64_t queue
+    uint64_t first
+    uint64_t last
+
+
+cdef struct ChangeCount:
+    uint64_t queue
+    uint64_t seq
+    uint32_t deliveries     # C_COUNT
+    uint32_t padding
 
 
 cdef struct ChangeDecide:

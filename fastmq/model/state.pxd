@@ -12,16 +12,18 @@ from libc.string cimport memset
 from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_init_sized, ring_pop_front, ring_size
 from fastmq.model.effects cimport Effects, effects_begin, effects_free, effects_init
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
-from fastmq.model.members cimport consumer_has_room, consumer_open, consumer_shut, queue_new, queue_ready, returned_push
+from fastmq.model.members cimport consumer_has_room, consumer_open, consumer_shut, queue_deliverable, queue_new
+from fastmq.model.members cimport queue_next_seq, returned_push
 from fastmq.model.members cimport session_free, session_is_idle, session_new
 from fastmq.model.outstanding cimport OutstandingTable, outstanding_free, outstanding_init, outstanding_remove
 from fastmq.model.publishers cimport Publishers, publishers_free, publishers_init
-from fastmq.model.shard_records cimport C_QUEUE, C_SESSION, C_UNUSED, ChangeQueue, ChangeSession, record_add
-from fastmq.model.store cimport Store, slot_size, store_drop, store_free, store_init, tail_detach
+from fastmq.model.shard_records cimport C_COUNT, C_DONE, C_QUEUE, C_SESSION, C_UNUSED, LEVEL_ALL, LEVEL_DURABLE
+from fastmq.model.shard_records cimport ChangeCount, ChangeDone, ChangeQueue, ChangeSession, record_add
+from fastmq.model.store cimport Store, slot_is_kept, slot_size, store_drop, store_free, store_init, tail_detach
 from fastmq.wire.buffer cimport Buffer, buffer_free, buffer_init
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
-from fastmq.wire.link cimport L_UNUSED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, LinkQueueRequest
+from fastmq.wire.link cimport L_UNUSED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, QUEUE_EXCLUSIVE, LinkQueueRequest
 from fastmq.wire.verbs cimport NACK, RELEASE
 
 
@@ -67,9 +69,16 @@ cdef struct Compaction:         # copying messages out of sparse chunks
     uint64_t beyond             # waste that the last job could not help
 
 
+cdef struct Hidden:             # messages that may be delivered only when the log has them for good
+    uint64_t queue
+    uint64_t end_seq            # up to here, excluded
+    uint64_t position           # of the log; 0: their records have not been given to it yet
+
+
 cdef struct ShardState:
     uint16_t index              # number of the shard
-    uint32_t level              # 0: no records, 1: all
+    uint32_t level              # how much is written: LEVEL_NONE, LEVEL_ALL, LEVEL_DURABLE
+    bint keeps                  # there is a log: what is durable outlives the worker
     uint64_t epoch
     int64_t now_ns              # monotonic, of the last call that had it
     int64_t resume_ns
@@ -100,6 +109,10 @@ cdef struct ShardState:
     Buffer sizes                # of the records of the publish in hand
     Effects effects
     Buffer records
+    ChangeDone done             # the last C_DONE, not written yet because it may grow; queue 0: none
+    Buffer hidden               # Hidden[], by position
+    size_t hidden_first         # of those, the first that still waits
+    size_t mark_end             # size of `records` when a C_MARK was written last: it may grow if nothing followed
     uint64_t published          # counters
     uint64_t delivered
     uint64_t settled
@@ -122,7 +135,7 @@ cdef inline Session* session_find(ShardState* s, uint64_t sid) noexcept nogil:
 
 cdef inline void queue_wake(ShardState* s, Queue* q) noexcept nogil:
     """Look at the queue in the next pump, if there is something to do."""
-    if q.dirty or q.open_count == 0 or queue_ready(q) == 0:
+    if q.dirty or q.open_count == 0 or queue_deliverable(q) == 0:
         return
     q.dirty = 1
     q.dirty_next = NULL
@@ -198,10 +211,42 @@ cdef inline void unused_tick(ShardState* s) noexcept nogil:
             return
         unused_report(s, q.unused_frontend, q.unused_sid, q.id)
         unused_clear(s, q)
-        if s.level:
+        if s.level == LEVEL_ALL:
             memset(&change, 0, sizeof(change))
             change.queue = q.id
             record_add(&s.records, C_UNUSED, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+
+
+# ---- what the log is told of one message
+
+cdef inline void done_flush(ShardState* s) noexcept nogil:
+    """Write the C_DONE that might have grown."""
+    if s.done.queue:
+        record_add(&s.records, C_DONE, True, &s.done, sizeof(ChangeDone))
+        s.done.queue = 0
+
+
+cdef inline void done_range(ShardState* s, Queue* q, uint64_t first, uint64_t last) noexcept nogil:
+    """These messages of a kept queue are no more."""
+    if s.done.queue == q.id and s.done.last + 1 == first:
+        s.done.last = last
+        return
+    done_flush(s)
+    s.done.queue = q.id
+    s.done.first = first
+    s.done.last = last
+
+
+cdef inline void count_note(ShardState* s, Queue* q, const Slot* slot, uint64_t seq, uint32_t deliveries) noexcept nogil:
+    """A message has been delivered so often, which its place in the queue does not say."""
+    cdef ChangeCount change
+    if s.level != LEVEL_DURABLE or not slot_is_kept(slot):
+        return
+    change.queue = q.id
+    change.seq = seq
+    change.deliveries = deliveries
+    change.padding = 0
+    record_add(&s.records, C_COUNT, True, &change, sizeof(change))
 
 
 # ---- one message
@@ -244,9 +289,13 @@ cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexc
     if action == NACK or action == RELEASE:
         if not returned_push(q, &e.slot, e.seq, e.deliveries if action == NACK else e.deliveries - 1):
             s.failed = True
+        if action == RELEASE:
+            count_note(s, q, &e.slot, e.seq, e.deliveries - 1)
         q.ready_bytes += slot_size(&e.slot)
         queue_wake(s, q)
     else:
+        if s.level == LEVEL_DURABLE and action != FORGET and slot_is_kept(&e.slot):
+            done_range(s, q, e.seq, e.seq)
         store_drop(&s.store, &q.tail, &e.slot)
     outstanding_remove(&s.outstanding, e)
     if c.closed and c.outstanding == 0:
@@ -266,7 +315,7 @@ cdef inline Session* session_make(ShardState* s, uint64_t sid, uint32_t frontend
     if not idmap_put(&s.sessions, sid, <uint64_t> session):
         session_free(session)
         return NULL
-    if s.level:
+    if s.level == LEVEL_ALL:
         change.sid = sid
         change.frontend = frontend
         change.hello = hello
@@ -310,12 +359,23 @@ cdef inline Queue* queue_declare(ShardState* s, uint64_t id, uint32_t flags) noe
         s.queues[s.queue_count] = q
         s.queue_count += 1
     q.flags = flags
-    if s.level:
+    queue_keep(s, q)
+    if s.level == LEVEL_ALL or (s.level == LEVEL_DURABLE and q.kept):
         change.queue = id
         change.flags = flags
         change.padding = 0
         record_add(&s.records, C_QUEUE, flags & QUEUE_DURABLE, &change, sizeof(change))
     return q
+
+
+cdef inline void queue_keep(ShardState* s, Queue* q) noexcept nogil:
+    """Whether the log has what is persistent in it: an exclusive queue ends with its session, whatever its flags."""
+    cdef bint kept = s.keeps and q.flags & (QUEUE_DURABLE | QUEUE_EXCLUSIVE) == QUEUE_DURABLE
+    if kept and not q.kept:
+        q.visible = queue_next_seq(q)
+    elif not kept:
+        q.visible = <uint64_t> -1
+    q.kept = kept
 
 
 cdef inline void ring_make(ShardState* s, Queue* q, uint64_t next_seq) noexcept nogil:

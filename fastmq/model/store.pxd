@@ -6,7 +6,7 @@
 # the worker's arena (model/regions.pxd) where there is one. No Python object, no I/O; runs in the worker, without the
 # GIL.
 #
-#   Slot (24 bytes)    a: chunk << 32 | offset       b: size << 32 | name       c: timestamp_ms
+#   Slot (24 bytes)    a: chunk << 32 | offset       b: size << 32 | SLOT_KEPT | name       c: timestamp_ms
 #
 #   Chunk              | head | record | record | gone   | record |  free  |
 #                              <----------- used ----------------> <- room
@@ -25,6 +25,14 @@ cdef enum:
     CHUNK_SIZE_MAX = 65536          # of a busy queue's
     CHUNKS_SPARE_MAX = 4            # chunks of full size that a shard keeps for the next need
     NAME_NONE = 0xffffffff          # no memory for a name
+    NAMES_MAX = 0x7fffffff          # of one shard
+
+
+cdef extern from *:
+    """
+    #define SLOT_KEPT 0x80000000u
+    """
+    const uint32_t SLOT_KEPT        # in `b`: the log has the message, a persistent one in a durable queue
 
 
 cdef struct Chunk:
@@ -84,7 +92,11 @@ cdef inline uint32_t slot_size(const Slot* slot) noexcept nogil:
 
 
 cdef inline uint32_t slot_name(const Slot* slot) noexcept nogil:
-    return <uint32_t> slot.b
+    return <uint32_t> slot.b & ~SLOT_KEPT
+
+
+cdef inline bint slot_is_kept(const Slot* slot) noexcept nogil:
+    return (slot.b & SLOT_KEPT) != 0
 
 
 cdef inline uint64_t slot_timestamp_ms(const Slot* slot) noexcept nogil:
@@ -130,6 +142,8 @@ cdef inline uint32_t name_add(Names* names, const uint8_t* data, uint32_t size, 
     cdef uint8_t* copy
     cdef Name* name
     if names.free == 0 and names.count == names.room:
+        if names.count >= NAMES_MAX:
+            return NAME_NONE
         room = names.room * 2 if names.room else 4
         items = <Name*> realloc(names.items, room * sizeof(Name))
         if items == NULL:

@@ -291,6 +291,30 @@ class Topology:
         return tuple(queues)
 
 
+def is_kept(record: Record, topology: Topology) -> bool:
+    """Whether a record, about to be applied to this topology or applied already, is to survive in a log: it concerns what is durable."""
+    kind, *fields = record[1:]
+    if kind == RecordKind.EXCHANGE_DECLARED:
+        return bool(fields[3] & ExchangeFlag.DURABLE)
+    if kind == RecordKind.QUEUE_DECLARED:
+        return _is_durable_queue(fields[2])
+    if kind in (RecordKind.EXCHANGE_DELETED, RecordKind.QUEUE_DELETED):
+        return _has_durable(topology, fields[0])
+    if kind == RecordKind.UNBOUND:
+        binding = topology.bindings[fields[0]]
+        return _has_durable(topology, binding.source) and _has_durable(topology, binding.destination)
+    return _has_durable(topology, fields[0]) and _has_durable(topology, fields[2])
+
+
+def _is_durable_queue(flags: int) -> bool:
+    return flags & (QueueFlag.QUEUE_DURABLE | QueueFlag.QUEUE_EXCLUSIVE) == QueueFlag.QUEUE_DURABLE
+
+
+def _has_durable(topology: Topology, id: int) -> bool:
+    exchange = topology.exchanges.get(id)
+    return exchange.durable if exchange is not None else _is_durable_queue(topology.queues[id].flags)
+
+
 def _number_of(record: Record) -> int:
     number: int = record[0]
     return number

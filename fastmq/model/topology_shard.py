@@ -29,6 +29,7 @@ from fastmq.model.topology import (
     Record,
     RecordKind,
     Topology,
+    is_kept,
 )
 from fastmq.wire.digest import blake2b
 from fastmq.wire.limits import Limit
@@ -55,9 +56,14 @@ SERVER_NAMED_PREFIX = "amq.gen-"
 class TopologyShard:
     """Decides about declares, binds and deletes, one request after another."""
 
-    def __init__(self, epoch: int, config: Config, salt: bytes = b"") -> None:
-        """`salt` (at most 64 bytes) makes the names that this T gives to queues unlike those of any other."""
+    def __init__(self, epoch: int, config: Config, salt: bytes = b"", *, keeps: bool = False) -> None:
+        """`salt` (at most 64 bytes) makes the names that this T gives to queues unlike those of any other.
+
+        `keeps`: a log has what is durable, so front-ends hand back only the rest.
+        """
         self.topology = Topology()
+        self._keeps = keeps
+        self._kept: list[Record] = []                           # records for the log
         self.ready = False
         self._epoch_number = epoch << 32
         self._number = self._epoch_number
@@ -75,10 +81,23 @@ class TopologyShard:
         """The topology as a plain value; its number is 0 until this T is ready."""
         return self.topology.snapshot()
 
+    # ---- the log
+
+    def take_kept(self) -> list[Record]:
+        """The records made since the last call that are to survive: of what is durable, and not exclusive."""
+        kept, self._kept = self._kept, []
+        return kept
+
+    def recover(self, records: Iterable[Record]) -> None:
+        """Apply records of the log, in order; before `begin_handback`."""
+        for record in records:
+            self.topology.apply(record)
+
     # ---- after the death of another T
 
     def begin_handback(self, frontends: Iterable[int]) -> bool:
         """This T begins, and waits for these front-ends. Whether it is ready: then its snapshot goes to all of them."""
+        self.topology.number = 0            # not ready, whatever was recovered
         self._awaited.update(frontends)
         self._begun = True
         return self._finish()
@@ -105,15 +124,22 @@ class TopologyShard:
         """
         if not self.ready:
             if snapshot[0] > self._handed_back[0]:
-                self._handed_back = snapshot
+                self._handed_back = [snapshot[0], self._not_kept(snapshot[1])]
             self._awaited.discard(frontend)
             return self._finish()
-        if 0 < snapshot[0] < self._epoch_number and self.topology.adopt(snapshot[1]):
+        if 0 < snapshot[0] < self._epoch_number and self.topology.adopt(self._not_kept(snapshot[1])):
             self._number += 1               # it was alive when this T began, but nobody had said so
             self.topology.number = self._number
             self._expect_owners()
             return True
         return False
+
+    def _not_kept(self, records: list[Record]) -> list[Record]:
+        """What of a snapshot's records no log has: what it has and T does not was deleted since."""
+        if not self._keeps:
+            return records
+        view = Topology(records)
+        return [record for record in records if not is_kept(record, view)]
 
     def _finish(self) -> bool:
         if self.ready or not self._begun or self._awaited:
@@ -315,6 +341,8 @@ class TopologyShard:
     def _emit(self, kind: RecordKind, *fields: Any) -> None:
         self._number += 1
         record = [self._number, int(kind), *fields]
+        if self._keeps and is_kept(record, self.topology):
+            self._kept.append(record)
         self.topology.apply(record)
         self._records.append(record)
 

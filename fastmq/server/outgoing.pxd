@@ -143,6 +143,27 @@ cdef inline void outgoing_add_outcome(Outgoing* o, const LinkOutcome* outcome) n
         o.failed = True
 
 
+cdef inline void outgoing_take_outcomes(Outgoing* o, Outgoing* other) noexcept nogil:
+    """Take over all outcomes of another, which has nothing else and is empty then."""
+    cdef Parcel* source
+    cdef Parcel* p
+    while other.first != NULL:
+        source = other.first
+        p = outgoing_parcel(o, source.sid)
+        if p == NULL:
+            return
+        if p.held.size and source.held.size:
+            p.unordered = True
+        p.unordered |= source.unordered
+        buffer_add(&p.held, source.held.data, source.held.size)
+        buffer_add(&p.refused, source.refused.data, source.refused.size)
+        if p.held.failed or p.refused.failed:
+            o.failed = True
+            return
+        source.held.size = source.refused.size = 0
+        outgoing_leave(other, NULL, source)
+
+
 cdef inline int compare_ranges(const void* a, const void* b) noexcept nogil:
     cdef uint64_t x = (<const LinkRange*> a).first
     cdef uint64_t y = (<const LinkRange*> b).first

@@ -98,7 +98,10 @@ class Worker:
         self._look_at_bells()
 
     def _look_at_bells(self) -> None:
-        self._loop.look_at(self._control.fileno(), [own for own, _ in self._bells.values()])
+        bells = [own for own, _ in self._bells.values()]
+        if (bell := self._workshop.log.fileno()) >= 0:
+            bells.append(bell)
+        self._loop.look_at(self._control.fileno(), bells)
 
 
 def main() -> int:

@@ -31,14 +31,14 @@ cdef inline int64_t clock_ns(int which) noexcept nogil:
 
 cdef class WorkerLoop:
     cdef Workshop workshop
-    cdef pollfd[1 + FRONTENDS_MAX] items
+    cdef pollfd[2 + FRONTENDS_MAX] items
     cdef int item_count
 
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
 
     def look_at(self, control: int, bells: list[int]) -> None:
-        """The descriptors that end a sleep: the control socket, and the bells of all links."""
+        """The descriptors that end a sleep: the control socket, and the bells of all links and of the log."""
         self.item_count = 0
         for fd in (control, *bells):
             self.items[self.item_count].fd = fd
@@ -61,22 +61,29 @@ cdef class WorkerLoop:
         return idle
 
     cdef bint turns(self, int64_t tick_at_ns, bint until_idle, int64_t soon_ns) noexcept nogil:
-        cdef int64_t now
-        cdef bint busy, sleeps
+        cdef int64_t now, until
+        cdef bint busy, sleeps, idle = False
         cdef int turns = 0, timeout_ms
         while True:
             now = clock_ns(CLOCK_MONOTONIC)
             busy = self.workshop.turn(now, <uint64_t> (clock_ns(CLOCK_REALTIME) // 1000000))
-            if now >= tick_at_ns or self.workshop.failed or (until_idle and not busy) or (busy and now >= soon_ns):
-                return not busy
+            if until_idle and not busy:
+                idle = not self.workshop.owes_log()
+            if now >= tick_at_ns or self.workshop.failed or idle or (busy and now >= soon_ns):
+                return idle or (not busy and not until_idle)
             turns += 1
             if busy and turns < CONTROL_TURNS:
                 continue
             turns = 0
             sleeps = not busy and self.workshop.prepare_sleep()
-            timeout_ms = <int> ((tick_at_ns - now) // 1000000) + 1 if sleeps else 0
+            timeout_ms = 0
+            if sleeps:
+                until = tick_at_ns
+                if self.workshop.log_due_ns and self.workshop.log_due_ns < until:
+                    until = self.workshop.log_due_ns
+                timeout_ms = <int> ((until - now) // 1000000) + 1 if until > now else 0
             poll(self.items, self.item_count, timeout_ms)
             if not busy:
                 self.workshop.awake()
             if self.items[0].revents:
-                return not busy
+                return not busy and not (until_idle and self.workshop.owes_log())

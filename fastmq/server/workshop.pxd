@@ -28,11 +28,12 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from fastmq.model.effects cimport EffectHead
 from fastmq.model.regions cimport Regions
 from fastmq.net.arena cimport ArenaMemory
-from fastmq.server.outgoing cimport Outgoing, Parcel
+from fastmq.model.shard cimport Shard
+from fastmq.server.port cimport Port
 from fastmq.storage.log cimport Log
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.limits cimport SHARDS_MAX
-from fastmq.wire.link cimport LinkHead
+from fastmq.wire.link cimport LinkHead, LinkOutcome
 
 
 cdef enum:
@@ -41,12 +42,6 @@ cdef enum:
 
 cdef enum:
     REGIONS_LENT = 4            # regions of the arena that a front-end has at a time
-
-
-cdef struct Port:               # the way to one front-end
-    PyObject* link              # Link, borrowed from Workshop.links; NULL: it is not there
-    Outgoing outgoing
-    int lent                    # regions that it has
 
 
 cdef struct Fifo:               # shards that wait for something, each once
@@ -77,6 +72,7 @@ cdef class Workshop:
     cdef object error               # what Python code raised in a turn
     cdef readonly list shards       # Shard, by number; None: another worker's
     cdef readonly object topology   # TopologyShard, None but on worker 0
+    cdef readonly object desk       # TopologyDesk, like it
     cdef readonly Log log
     cdef list links                 # Link by front-end, None
     cdef PyObject* shard_of[SHARDS_MAX]
@@ -91,8 +87,10 @@ cdef class Workshop:
     cdef Buffer queues              # of the decision in hand
     cdef bint outcomes_wait         # outcomes of the turn before found no room: no delivery is made before they have left
     cdef readonly uint64_t handled  # messages from front-ends
-    cdef uint64_t appended          # log position of the last record made
-    cdef uint64_t durable           # log position up to which outcomes may leave
+    cdef bint keeps                 # the log does
+    cdef uint64_t durable           # log position up to which outcomes have been let go
+    cdef bint log_is_urgent         # somebody waits for what fills
+    cdef readonly int64_t log_due_ns    # when what fills is given to it although nobody does; 0: nothing fills, or somebody waits
     cdef int64_t now_ns
     cdef int64_t now_ms
 
@@ -107,14 +105,19 @@ cdef class Workshop:
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
     cdef void collect_outcome(self, uint32_t shard) noexcept nogil
+    cdef void add_outcome(self, const EffectHead* effect, const LinkOutcome* outcome) noexcept nogil
+    cdef void keep(self, Shard shard) noexcept nogil
+    cdef void submit_log(self) noexcept nogil
+    cdef void hear_log(self) noexcept nogil
+    cdef void tell_desk(self) noexcept with gil
+    cdef bint owes_log(self) noexcept nogil
     cdef void collect(self, uint32_t shard) noexcept nogil
     cdef void deliver(self, Port* port, const uint8_t* payload) noexcept nogil
     cdef void say(self, const EffectHead* effect, const uint8_t* payload) noexcept nogil
     cdef bint pump(self) noexcept nogil
     cdef bint is_congested(self) noexcept nogil
     cdef bint owes_outcomes(self) noexcept nogil
-    cdef void send_delivery(self, Port* port, Parcel* parcel) noexcept nogil
-    cdef void send_port_deliveries(self, Port* port) noexcept nogil
+    cdef void send_from(self, Port* port) noexcept nogil
     cdef void send_deliveries(self) noexcept nogil
     cdef void send_outcomes(self) noexcept nogil
     cdef void fail(self) noexcept nogil

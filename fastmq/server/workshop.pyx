@@ -3,7 +3,8 @@
 Owns: the shards of one worker, shard T on worker 0, the log, the worker's end of each link. Rules: a turn reads a bounded number of messages
 from every link, hands each to its shards, collects what they want sent, pumps, and sends: outcomes and deliveries of one session as one
 message each, whatever shards they come from, replies behind the deliveries made before them; while a link is congested nothing is pumped, and
-outcomes grow in place; an outcome leaves only when the log is durable up to `appended`; no Python object is made in a turn, but for shard T.
+outcomes grow in place; an outcome that waits for the log leaves when the batch that was filling then is durable: `filling` and `flying` of a
+port are those of the log's two batches; no Python object is made in a turn, but for shard T.
 No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, on one thread, without the GIL.
 
     links --read--> handle -> shards --collect--> replies, outcomes, L_UNUSED ...  -> parcels of each front-end --> links --> bells
@@ -22,19 +23,19 @@ from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
 from fastmq.net.arena cimport ArenaMemory
 from fastmq.net.ring cimport Link
 from fastmq.server.outgoing cimport (
-    outgoing_add_delivery, outgoing_add_outcome, outgoing_free, outgoing_init, outgoing_leave, outgoing_parcel, parcel_count_names,
-    parcel_delivery_size, parcel_finish_outcome, parcel_has_deliveries, parcel_has_outcome, parcel_write_delivery, parcel_write_outcome,
+    Outgoing, Parcel, outgoing_add_delivery, outgoing_add_outcome, outgoing_parcel, outgoing_take_outcomes, parcel_has_deliveries,
 )
+from fastmq.server.port cimport port_free, port_init, port_send_deliveries, port_send_delivery, port_send_outcomes
+from fastmq.storage.log cimport RECORDS_DURABLE, SHARD_TOPOLOGY, BatchView, EntryHead, Log, LogReader, entry_next
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport (
-    L_DELIVER, L_HANDBACK, L_LOANS_BACK, L_OUTCOME, L_PUBLISH, L_RECORD, L_REGION, L_REGION_DONE, L_REPLY, L_SESSION_END, L_SHARD_COUNTS,
-    L_SNAPSHOT, L_TOPOLOGY, L_UNUSED, LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkRegion, LinkReply,
-    LinkToken,
+    L_DELIVER, L_HANDBACK, L_LOANS_BACK, L_OUTCOME, L_PUBLISH, L_REGION, L_REGION_DONE, L_REPLY, L_SESSION_END, L_SHARD_COUNTS, L_TOPOLOGY,
+    L_UNUSED, LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkRegion, LinkReply,
 )
-from fastmq.wire.verbs cimport INTERNAL
 
 from fastmq.errors import FastMQError
+from fastmq.model.shard import BadRecord
 
 
 cdef enum:
@@ -43,6 +44,7 @@ cdef enum:
     CONGESTED_SIZE = 1048576    # bytes waiting for a ring: no more deliveries are made
     HELD_SIZE_MAX = 2097152     # bytes of effects that deliveries may gather before they are sent
     EFFECTS_KEEP_SIZE = 262144  # an emptied effects buffer larger than this is given back
+    LOG_LINGER_NS = 10000000    # what nobody waits for is given to the log after so long
 
 
 cdef class Workshop:
@@ -53,7 +55,7 @@ cdef class Workshop:
         buffer_init(&self.queues)
         buffer_init(&self.cooled)
         for i in range(FRONTENDS_MAX):
-            outgoing_init(&self.ports[i].outgoing)
+            port_init(&self.ports[i])
 
     def __dealloc__(self):
         cdef int i
@@ -61,7 +63,7 @@ cdef class Workshop:
         buffer_free(&self.cooled)
         regions_free(&self.regions)
         for i in range(FRONTENDS_MAX):
-            outgoing_free(&self.ports[i].outgoing)
+            port_free(&self.ports[i])
 
     def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, topology: bool = False,
                  frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None, region_size: int = UNIT_SIZE,
@@ -81,7 +83,8 @@ cdef class Workshop:
             **shard_options,
         }
         self.log = log
-        self.durable = self.appended = log.open(epoch)
+        self.keeps = log.record_level == RECORDS_DURABLE
+        log.open(epoch)
         self.links = [None] * FRONTENDS_MAX
         self.shards = [None] * SHARDS_MAX
         for index in shards:
@@ -91,9 +94,35 @@ cdef class Workshop:
             (<Shard> shard).state.store.regions = &self.regions
         if topology:
             from fastmq.model.topology_shard import TopologyShard
+            from fastmq.server.topology_desk import TopologyDesk
 
-            self.topology = TopologyShard(epoch, types.SimpleNamespace(**settings), salt)
+            self.topology = TopologyShard(epoch, types.SimpleNamespace(**settings), salt, keeps=log.record_level == RECORDS_DURABLE)
+            self.desk = TopologyDesk(self.topology, self.links, log)
+        self._recover()
+        if topology:
             self.topology.begin_handback(frontends)
+
+    def _recover(self) -> None:
+        """Apply what the log has."""
+        cdef LogReader reader = self.log.read()
+        cdef BatchView view
+        cdef const uint8_t* entry
+        cdef const EntryHead* head
+        cdef uint32_t i
+        while reader.next_batch(&view):
+            entry = view.entries
+            for i in range(view.count):
+                head = <const EntryHead*> entry
+                if head.shard == SHARD_TOPOLOGY:
+                    if self.topology is not None:
+                        self.topology.recover(msgpack.unpackb((<const char*> (head + 1))[:head.size]))
+                elif head.shard < SHARDS_MAX and self.shard_of[head.shard] != NULL:
+                    if (<Shard> self.shard_of[head.shard]).recover(<const uint8_t*> (head + 1), head.size, self.now_ns) != 0:
+                        raise BadRecord(f"entry {view.first + i} of the log does not fit what stands before it, in shard {head.shard}")
+                entry = entry_next(entry)
+        for shard in self.shards:
+            if shard is not None:
+                shard.recovered()
 
     # ---- front-ends come and go, time passes: from Python
 
@@ -103,9 +132,8 @@ cdef class Workshop:
             raise ValueError(f"front-end {frontend} is attached already")
         self.links[frontend] = link
         self.ports[<int> frontend].link = <PyObject*> link
-        if self.topology is not None:
-            self.topology.frontend_attached(frontend)
-            self._send(frontend, L_SNAPSHOT, self.topology.snapshot())
+        if self.desk is not None:
+            self.desk.attached(frontend)
         self.ports[<int> frontend].lent = 0
         self._cool()
         link.ring_other()
@@ -115,15 +143,14 @@ cdef class Workshop:
         cdef int at = frontend
         self.links[at] = None
         self.ports[at].link = NULL
-        outgoing_free(&self.ports[at].outgoing)
-        outgoing_init(&self.ports[at].outgoing)
+        port_free(&self.ports[at])
         regions_frontend_gone(&self.regions, at)
         for index, shard in enumerate(self.shards):
             if shard is not None:
                 shard.frontend_gone(frontend, now_ns)
                 fifo_add(&self.touched, index)
-        if self.topology is not None and self.topology.frontend_gone(frontend):
-            self._send_snapshot()
+        if self.desk is not None:
+            self.desk.gone(frontend)
 
     def tick(self, now_ns: int) -> None:
         """Now and then (4 times a second, once where there is nothing to do): what is due by time."""
@@ -132,11 +159,8 @@ cdef class Workshop:
                 shard.tick(now_ns)
                 fifo_add(&self.touched, index)
         self._cool()
-        if self.topology is not None:
-            self._send_records(self.topology.tick(now_ns))
-            for link in self.links:
-                if link is not None:
-                    link.ring_other()
+        if self.desk is not None:
+            self.desk.tick(now_ns)
 
     def _cool(self) -> None:
         """Give back the arena's memory that is not needed any more; lend what there was no room for before."""
@@ -173,7 +197,7 @@ cdef class Workshop:
     def check(self) -> None:
         """Raise what has made this workshop fail: its worker ends, and is started again."""
         if self.failed:
-            raise self.error or MemoryError("a worker has no memory left")
+            raise self.error or self.log.error or MemoryError("a worker has no memory left")
 
     # ---- a turn
 
@@ -187,6 +211,8 @@ cdef class Workshop:
         for i in range(FRONTENDS_MAX):
             if self.ports[i].link != NULL:
                 (<Link> self.ports[i].link).flush()
+        if self.log.submitted != self.durable:
+            self.hear_log()
         busy = self.read_links()
         while self.touched.count:
             shard = fifo_take(&self.touched)
@@ -197,6 +223,8 @@ cdef class Workshop:
             if self.outcomes_wait:          # since the turn before: they leave first now, and no delivery before them
                 self.send_outcomes()
             more = self.pump()
+            if self.log.appended != self.log.submitted:
+                self.submit_log()
             self.send_outcomes()            # behind the deliveries, which somebody is more likely to wait for
             self.outcomes_wait = self.owes_outcomes()
             for i in range(FRONTENDS_MAX):
@@ -292,10 +320,88 @@ cdef class Workshop:
         cdef const EffectHead* effect = <const EffectHead*> effects.buffer.data
         if effects.is_outcome and effects.last == 0 and not effects.buffer.failed:
             if self.ports[effect.frontend].link != NULL:
-                outgoing_add_outcome(&self.ports[effect.frontend].outgoing, <const LinkOutcome*> (effect + 1))
-                if self.ports[effect.frontend].outgoing.failed:
-                    self.fail()
+                self.add_outcome(effect, <const LinkOutcome*> (effect + 1))
             effects_clear(effects)
+
+    cdef void add_outcome(self, const EffectHead* effect, const LinkOutcome* outcome) noexcept nogil:
+        """It leaves with this turn, or when the log has what was written so far."""
+        cdef Outgoing* outgoing = &self.ports[effect.frontend].outgoing
+        if effect.waits:
+            outgoing = &self.ports[effect.frontend].filling
+            self.log_is_urgent = True
+        outgoing_add_outcome(outgoing, outcome)
+        if outgoing.failed:
+            self.fail()
+
+    # ---- the log
+
+    cdef void keep(self, Shard shard) noexcept nogil:
+        """Give the log what a shard has written for it."""
+        if not self.log.append(shard.state.index, shard.state.records.data, shard.state.records.size):
+            self.fail()
+        shard.records_taken(self.log.appended)
+        if shard.state.hidden.size:
+            self.log_is_urgent = True
+
+    cdef void submit_log(self) noexcept nogil:
+        """Begin to write what was appended, where somebody waits for it or nobody has for long enough; its outcomes wait with it."""
+        cdef Outgoing other
+        cdef int i
+        if not self.log_is_urgent:
+            if self.log_due_ns == 0:
+                self.log_due_ns = self.now_ns + LOG_LINGER_NS
+            if self.now_ns < self.log_due_ns:
+                return
+        if self.durable != self.log.submitted:
+            return                                          # a batch is in flight
+        self.log.submit()
+        for i in range(FRONTENDS_MAX):
+            other = self.ports[i].flying                    # empty
+            self.ports[i].flying = self.ports[i].filling
+            self.ports[i].filling = other
+        self.log_is_urgent = False
+        self.log_due_ns = 0
+
+    cdef void hear_log(self) noexcept nogil:
+        """What the log has by now may leave, and be delivered."""
+        cdef int i
+        if self.log.look() == self.durable:
+            if self.log.failed:
+                self.fail()
+            return
+        self.durable = self.log.durable
+        for i in range(FRONTENDS_MAX):
+            outgoing_take_outcomes(&self.ports[i].outgoing, &self.ports[i].flying)
+            if self.ports[i].outgoing.failed:
+                self.fail()
+        for i in range(SHARDS_MAX):
+            if self.shard_of[i] != NULL and (<Shard> self.shard_of[i]).durable_up_to(self.durable):
+                fifo_add(&self.touched, i)
+        if self.desk is not None:
+            self.tell_desk()
+
+    cdef void tell_desk(self) noexcept with gil:
+        try:
+            self.desk.durable_up_to(self.durable)
+        except Exception as error:
+            self.error = error
+            self.failed = True
+
+    cdef bint owes_log(self) noexcept nogil:
+        """Whether the log does not have everything yet."""
+        return self.log.appended != self.durable
+
+    cdef void topology_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept with gil:
+        """An L_TOPOLOGY or L_HANDBACK."""
+        try:
+            if self.desk is None:
+                raise FastMQError(f"front-end {frontend} takes this worker for worker 0")
+            self.desk.message(frontend, kind, (<const char*> payload)[:size], self.now_ns)
+            if self.desk.waits:
+                self.log_is_urgent = True
+        except Exception as error:
+            self.error = error
+            self.failed = True
 
     # ---- the arena
 
@@ -358,6 +464,8 @@ cdef class Workshop:
         if (<Shard> self.shard_of[shard]).state.failed or effects.buffer.failed:
             self.fail()
             return
+        if self.keeps and (<Shard> self.shard_of[shard]).state.records.size:
+            self.keep(<Shard> self.shard_of[shard])
         if effects.buffer.size == 0:
             return
         while True:
@@ -369,12 +477,12 @@ cdef class Workshop:
                 if effect.head.kind == L_UNUSED:
                     self.say(effect, payload)
             elif effect.head.kind == L_OUTCOME:
-                outgoing_add_outcome(&port.outgoing, <const LinkOutcome*> payload)
+                self.add_outcome(effect, <const LinkOutcome*> payload)
             elif effect.head.kind == L_DELIVER and (<const LinkDeliver*> payload).loan == 0:
                 self.deliver(port, payload)
             else:
                 if port.outgoing.waiting:
-                    self.send_port_deliveries(port)
+                    self.send_from(port)
                 self.say(effect, payload)
             if port.outgoing.failed:
                 self.fail()
@@ -404,7 +512,8 @@ cdef class Workshop:
         if parcel_has_deliveries(parcel) and (
             parcel.hello != delivery.hello or parcel.records_size + delivery.records_size > DELIVERY_SIZE_MAX
         ):
-            self.send_delivery(port, parcel)
+            if not port_send_delivery(port, parcel):
+                self.fail()
         outgoing_add_delivery(&port.outgoing, parcel, delivery)
         self.held_size += delivery.records_size
 
@@ -438,34 +547,15 @@ cdef class Workshop:
         """Whether outcomes wait for room in a ring."""
         cdef int i
         for i in range(FRONTENDS_MAX):
-            if self.ports[i].outgoing.first != NULL and self.durable >= self.appended:
+            if self.ports[i].outgoing.first != NULL:
                 return True
         return False
 
     # ---- sending
 
-    cdef void send_delivery(self, Port* port, Parcel* parcel) noexcept nogil:
-        cdef uint8_t* at
-        parcel_count_names(parcel)
-        at = (<Link> port.link).begin(L_DELIVER, 0, parcel_delivery_size(parcel))
-        if at == NULL:
+    cdef void send_from(self, Port* port) noexcept nogil:
+        if not port_send_deliveries(port):
             self.fail()
-            return
-        parcel_write_delivery(&port.outgoing, parcel, at)
-        (<Link> port.link).commit()
-
-    cdef void send_port_deliveries(self, Port* port) noexcept nogil:
-        """Send the deliveries of all parcels of one front-end."""
-        cdef Parcel* before = NULL
-        cdef Parcel* parcel = port.outgoing.first
-        while parcel != NULL and port.outgoing.waiting and not self.failed:
-            if parcel_has_deliveries(parcel):
-                self.send_delivery(port, parcel)
-            if parcel_has_outcome(parcel):
-                before = parcel
-            else:
-                outgoing_leave(&port.outgoing, before, parcel)
-            parcel = before.next if before != NULL else port.outgoing.first
 
     cdef void send_deliveries(self) noexcept nogil:
         """Send all deliveries, and forget the effects that they lie in."""
@@ -473,7 +563,7 @@ cdef class Workshop:
         cdef int i
         for i in range(FRONTENDS_MAX):
             if self.ports[i].outgoing.waiting:
-                self.send_port_deliveries(&self.ports[i])
+                self.send_from(&self.ports[i])
         while self.held.count:
             effects = &(<Shard> self.shard_of[fifo_take(&self.held)]).state.effects
             effects_clear(effects)
@@ -482,36 +572,11 @@ cdef class Workshop:
         self.held_size = 0
 
     cdef void send_outcomes(self) noexcept nogil:
-        """Send the outcomes that may leave: the log is as far as they are, and no ring is full, else they wait and grow together.
-
-        A log that answers PENDING needs a second list beside `outgoing`, for the outcomes of the batch in flight.
-        """
-        cdef Parcel* before
-        cdef Parcel* parcel
-        cdef Port* port
-        cdef uint8_t* at
-        cdef size_t size
+        """Send the outcomes that may leave, unless a ring is full: then they wait and grow together."""
         cdef int i
-        if self.durable < self.appended:
-            return
         for i in range(FRONTENDS_MAX):
-            port = &self.ports[i]
-            before = NULL
-            parcel = port.outgoing.first
-            while parcel != NULL and (<Link> port.link).waiting() == 0:
-                if parcel_has_outcome(parcel):
-                    size = parcel_finish_outcome(parcel)
-                    at = (<Link> port.link).begin(L_OUTCOME, 0, size) if size else NULL
-                    if at == NULL:
-                        self.fail()
-                        return
-                    parcel_write_outcome(parcel, at)
-                    (<Link> port.link).commit()
-                if parcel_has_deliveries(parcel):
-                    before = parcel
-                else:
-                    outgoing_leave(&port.outgoing, before, parcel)
-                parcel = before.next if before != NULL else port.outgoing.first
+            if self.ports[i].outgoing.first != NULL and not port_send_outcomes(&self.ports[i]):
+                self.fail()
 
     cdef void fail(self) noexcept nogil:
         self.failed = True
@@ -532,69 +597,3 @@ cdef class Workshop:
         for i in range(FRONTENDS_MAX):
             if self.ports[i].link != NULL:
                 (<Link> self.ports[i].link).awake()
-
-    # ---- shard T
-
-    cdef void topology_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept with gil:
-        """An L_TOPOLOGY or L_HANDBACK."""
-        cdef uint64_t token
-        try:
-            if self.topology is None:
-                raise FastMQError(f"front-end {frontend} takes this worker for worker 0")
-            if kind == L_HANDBACK:
-                if self.topology.handback(frontend, msgpack.unpackb((<const char*> payload)[:size])):
-                    self._send_snapshot()
-                return
-            token = (<const LinkToken*> payload).token
-            body = msgpack.unpackb((<const char*> payload)[sizeof(LinkToken):size])
-            if isinstance(body[0], str):
-                self._notice(frontend, *body)
-            else:
-                self._request(frontend, token, *body)
-        except Exception as error:
-            self.error = error
-            self.failed = True
-
-    def _request(self, frontend: int, token: int, verb: int, sid: int, vhost: str, *fields: object) -> None:
-        cdef LinkReply reply
-        try:
-            records, code, result = self.topology.request(frontend, sid, verb, vhost, list(fields), self.now_ns)
-        except Exception:                               # a defect: who asked is told, everybody else goes on
-            import traceback
-
-            traceback.print_exc()
-            records, code, result = [], INTERNAL, "deciding this request failed; the broker's log says more"
-        self._send_records(records)
-        packed = msgpack.packb(result)
-        reply.token = token
-        reply.code = code
-        reply.size = len(packed)
-        self.links[frontend].send(L_REPLY, 0, (<char*> &reply)[:sizeof(LinkReply)] + packed)
-
-    def _notice(self, frontend: int, what: str, subject: int) -> None:
-        if what == "claim":
-            self.topology.claim(subject, frontend)
-        elif what == "release":
-            self.topology.release(subject, self.now_ns, frontend)
-        elif what == "forget":
-            self._send_records(self.topology.forget(subject))
-        elif what == "consumed":
-            self.topology.consumed(subject, frontend)
-        elif what == "unused":
-            self._send_records(self.topology.unused(subject))
-        else:
-            raise FastMQError(f"front-end {frontend} sent the notice {what!r}")
-
-    def _send(self, frontend: int, kind: int, value: object) -> None:
-        self.links[frontend].send(kind, 0, msgpack.packb(value))
-
-    def _send_records(self, records: list) -> None:
-        for record in records:
-            for frontend, link in enumerate(self.links):
-                if link is not None:
-                    self._send(frontend, L_RECORD, record)
-
-    def _send_snapshot(self) -> None:
-        for frontend, link in enumerate(self.links):
-            if link is not None:
-                self._send(frontend, L_SNAPSHOT, self.topology.snapshot())

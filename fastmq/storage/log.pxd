@@ -15,7 +15,7 @@ cpdef enum RecordLevel:         # which records a shard has to make for its log
     RECORDS_DURABLE = 2
 
 
-cdef enum:
+cpdef enum LogShard:
     SHARD_TOPOLOGY = 0xffff     # the number under which the topology's shard T appends
 
 

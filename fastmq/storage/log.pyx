@@ -52,6 +52,11 @@ cdef class Log:
         """What failed, with the file's name; None unless `failed`."""
         return None
 
+    def add(self, shard: int, records: bytes) -> None:
+        """`append` for Python."""
+        if not self.append(shard, records, len(records)):
+            raise MemoryError
+
     def open(self, epoch: int) -> int:
         """Become the owner, with an epoch above every earlier one; the last durable position."""
         return self.durable

@@ -184,6 +184,19 @@ cdef inline uint32_t mp_read_array(Reader* r) noexcept nogil:
     return 0 if r.error else <uint32_t> count
 
 
+cdef inline uint32_t mp_read_map(Reader* r) noexcept nogil:
+    """The number of pairs of the map whose head is read; 0 and `error` when there is none."""
+    cdef uint8_t tag = mp_tag(r)
+    if 0x80 <= tag <= 0x8f:
+        return tag & 0x0f
+    if tag == 0xde:
+        return <uint32_t> mp_take(r, 2)
+    if tag == 0xdf:
+        return <uint32_t> mp_take(r, 4)
+    r.error = True
+    return 0
+
+
 cdef inline const uint8_t* mp_read_bytes(Reader* r, uint64_t size) noexcept nogil:
     cdef const uint8_t* at = r.at
     if r.error or size > <uint64_t> (r.end - r.at):

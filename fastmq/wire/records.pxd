@@ -3,9 +3,10 @@
 # The broker checks the shape, reads the routing key, and passes over properties and body by length: their bytes travel untouched.
 # A batch is consecutive records. Runs in every process, without the GIL.
 from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcmp
 
 from fastmq.wire.limits cimport NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
-from fastmq.wire.msgpack cimport Reader, mp_read_array, mp_read_bin, mp_read_nil, mp_read_str, mp_skip
+from fastmq.wire.msgpack cimport Reader, mp_read_array, mp_read_bin, mp_read_map, mp_read_nil, mp_read_str, mp_skip, mp_tag, reader_init
 
 
 cdef struct Record:
@@ -91,3 +92,23 @@ cdef inline int record_read(Reader* r, Record* record) noexcept nogil:
     if record.routing_key_size > NAME_SIZE_MAX:
         return RECORD_KEY_TOO_LONG
     return RECORD_GOOD
+
+
+cdef inline bint record_is_persistent(const uint8_t* data, uint32_t size) noexcept nogil:
+    """Whether a record that was found to be one asks to outlive its worker: unless its property `persistent` is false."""
+    cdef Reader r
+    cdef const uint8_t* key
+    cdef uint32_t left, key_size = 0
+    reader_init(&r, data, size)
+    mp_read_array(&r)
+    mp_skip(&r)
+    if mp_read_nil(&r):
+        return True
+    left = mp_read_map(&r)
+    while left and not r.error:
+        left -= 1
+        key = mp_read_str(&r, &key_size)
+        if key != NULL and key_size == 10 and memcmp(key, b"persistent", 10) == 0:
+            return mp_tag(&r) != 0xc2
+        mp_skip(&r)
+    return True

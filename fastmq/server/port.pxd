@@ -1,0 +1,87 @@
+# A worker's way to one front-end: its link, and what is to be sent through it.
+#
+# Owns: the three Outgoing. Rules: deliveries leave in the turn that made them; outcomes leave when the log has what they wait for and no ring
+# is full, and grow in place until then. No Python object but the link; in workers, without the GIL.
+#
+#     outcome --waits for the log--> filling --submit--> flying --durable--> outgoing --room in the ring--> link
+#             --does not------------------------------------------------->
+from cpython.ref cimport PyObject
+from libc.stdint cimport uint8_t
+
+from fastmq.net.ring cimport Link
+from fastmq.server.outgoing cimport (
+    Outgoing, Parcel, outgoing_free, outgoing_init, outgoing_leave, parcel_count_names, parcel_delivery_size, parcel_finish_outcome,
+    parcel_has_deliveries, parcel_has_outcome, parcel_write_delivery, parcel_write_outcome,
+)
+from fastmq.wire.link cimport L_DELIVER, L_OUTCOME
+
+
+cdef struct Port:
+    PyObject* link              # Link, borrowed from Workshop.links; NULL: the front-end is not there
+    Outgoing outgoing           # what leaves with this turn, or when the ring has room
+    Outgoing filling            # outcomes that wait for the log's batch that fills,
+    Outgoing flying             # and for the one in flight
+    int lent                    # regions of the arena that it has
+
+
+cdef inline void port_init(Port* port) noexcept nogil:
+    outgoing_init(&port.outgoing)
+    outgoing_init(&port.filling)
+    outgoing_init(&port.flying)
+
+
+cdef inline void port_free(Port* port) noexcept nogil:
+    """Forget what was to be sent."""
+    outgoing_free(&port.outgoing)
+    outgoing_free(&port.filling)
+    outgoing_free(&port.flying)
+    port_init(port)
+
+
+cdef inline bint port_send_delivery(Port* port, Parcel* parcel) noexcept nogil:
+    """Send the deliveries of one parcel; False: no memory."""
+    cdef uint8_t* at
+    parcel_count_names(parcel)
+    at = (<Link> port.link).begin(L_DELIVER, 0, parcel_delivery_size(parcel))
+    if at == NULL:
+        return False
+    parcel_write_delivery(&port.outgoing, parcel, at)
+    (<Link> port.link).commit()
+    return True
+
+
+cdef inline bint port_send_deliveries(Port* port) noexcept nogil:
+    """Send the deliveries of all parcels; False: no memory."""
+    cdef Parcel* before = NULL
+    cdef Parcel* parcel = port.outgoing.first
+    while parcel != NULL and port.outgoing.waiting:
+        if parcel_has_deliveries(parcel) and not port_send_delivery(port, parcel):
+            return False
+        if parcel_has_outcome(parcel):
+            before = parcel
+        else:
+            outgoing_leave(&port.outgoing, before, parcel)
+        parcel = before.next if before != NULL else port.outgoing.first
+    return True
+
+
+cdef inline bint port_send_outcomes(Port* port) noexcept nogil:
+    """Send outcomes until a ring is full; False: no memory."""
+    cdef Parcel* before = NULL
+    cdef Parcel* parcel = port.outgoing.first
+    cdef uint8_t* at
+    cdef size_t size
+    while parcel != NULL and (<Link> port.link).waiting() == 0:
+        if parcel_has_outcome(parcel):
+            size = parcel_finish_outcome(parcel)
+            at = (<Link> port.link).begin(L_OUTCOME, 0, size) if size else NULL
+            if at == NULL:
+                return False
+            parcel_write_outcome(parcel, at)
+            (<Link> port.link).commit()
+        if parcel_has_deliveries(parcel):
+            before = parcel
+        else:
+            outgoing_leave(&port.outgoing, before, parcel)
+        parcel = before.next if before != NULL else port.outgoing.first
+    return True
