@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import Any
 
 from fastmq.config import Config
-from fastmq.errors import BadArgument, BrokerFailed, Closed
+from fastmq.errors import BrokerFailed, Closed
 from fastmq.server import programs
-from fastmq.server.supervisor import NO_DATA_DIR
 
-READY_S = 30.0              # how long a broker may take to become ready
+READY_S = 30.0              # how long a broker may take to become ready,
+RECOVERY_READY_S = 600.0    # and one with a data directory, which may have much to read
 STOP_S = 3.0                # how long a stopping broker may take; its own limit is below 2 s
 LOG_TAIL_SIZE = 4096        # bytes of its log that an error shows
 
@@ -23,7 +23,8 @@ LOG_TAIL_SIZE = 4096        # bytes of its log that an error shows
 class Broker:
     """A broker of this program: it is ready when the constructor returns, and ends with `stop`, with `with`, or with this process.
 
-    `workers`: worker processes (None: the number of cores less one). `data_dir`: None keeps nothing after it stops. `port` 0: a free one.
+    `workers`: worker processes (None: the number of cores less one). `data_dir`: where it keeps what is durable (docs/durability.md);
+    None keeps nothing after it stops. `port` 0: a free one.
     `unix`: the path of a unix socket (None: an abstract one, which needs no file; empty: none). `settings`: any other setting of
     fastmq.config.Config. `url` is where it listens over tcp, `unix_url` over the unix socket, which is faster and for this user's programs.
     Usable from any thread, and outlives the thread that made it.
@@ -39,10 +40,11 @@ class Broker:
         events_port = 0 if port == 0 else None
         given = {"workers": workers, "data_dir": kept, "host": host, "port": port, "events_port": events_port, "unix": path, **settings}
         values = {name: value for name, value in given.items() if value is not None}
+        if data_dir is None:
+            values["data_dir"] = ""                         # whatever the environment says
         config = Config.from_map({**Config.load().to_map(), **values}, where="Broker()")
-        if config.data_dir:
-            raise BadArgument(NO_DATA_DIR)
         self.unix_url = config.unix_url
+        self._ready_s = RECOVERY_READY_S if config.data_dir else READY_S
         self._owner = os.getpid()
         self._log_fd = -1
         self._process = self._start(values)
@@ -79,7 +81,7 @@ class Broker:
         """The address and the events port from the line that the supervisor prints."""
         assert self._process.stdout is not None
         line = b""
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + self._ready_s
         poll = select.poll()        # not select(), which knows the first 1,024 descriptors only
         with self._process.stdout as output:
             poll.register(output, select.POLLIN)
@@ -87,7 +89,7 @@ class Broker:
                 ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
                 part = os.read(output.fileno(), 4096) if ready else b""
                 if not part:
-                    why = "ended before it was ready" if ready else f"was not ready after {READY_S:.0f} s"
+                    why = "ended before it was ready" if ready else f"was not ready after {self._ready_s:.0f} s"
                     raise BrokerFailed(f"the broker {why}; its log ends:\n{self.log_tail() or '(empty)'}")
                 line += part
         _, url, *ports = line.decode().split()

@@ -31,7 +31,7 @@ def _sentence(text: str) -> str:
 
 @click.command(epilog=EXIT_STATUS_OF_SERVE)
 @setting_options
-@click.option("--ephemeral", is_flag=True, help="Keep nothing after the broker has stopped, and do not mention it.")
+@click.option("--ephemeral", is_flag=True, help="Keep nothing after the broker has stopped.")
 @click.option(
     "--config", "path", type=click.Path(), metavar="FILE", help="Settings in TOML; `fastmq config` lists them."
 )
@@ -40,14 +40,19 @@ def command(ephemeral: bool, path: str | None, **flags: Any) -> int:
 
     When it is ready, one line is written to standard output: `ready fastmq://HOST:PORT events=PORT`. A setting comes
     from its option, or else from its environment variable (FASTMQ_WORKERS for --workers), or from FILE, or is the
-    default.
+    default. What is durable is kept in --data-dir, by default ~/.local/share/fastmq (of root: /var/lib/fastmq).
     """
     from fastmq.errors import BadArgument
-    from fastmq.server.supervisor import NO_DATA_DIR, Supervisor
+    from fastmq.server.data_directory import default_data_dir
+    from fastmq.server.supervisor import Supervisor
 
     config = Config.load(path).replace(**flags)
+    if ephemeral and flags.get("data_dir"):
+        raise BadArgument("--ephemeral keeps nothing, --data-dir says where to keep it: give one of them")
+    if ephemeral:
+        config = config.replace(data_dir="")
+    elif not config.data_dir:
+        config = config.replace(data_dir=default_data_dir())
     if config.data_dir:
-        raise BadArgument(NO_DATA_DIR)
-    if not ephemeral:
-        say("fastmq: this version keeps nothing on disk: when the broker stops, its queues and messages are gone")
+        say(f"fastmq: data in {config.data_dir}")
     return Supervisor(config).run()

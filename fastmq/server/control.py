@@ -8,7 +8,8 @@ A child is started as `python -m fastmq.server.<role> FD`; FD, its end, is the o
 to change a message, change it here, at its sender and at its receiver; all are always of one build):
 
   to both        start      index, epoch, supervisor (pid), workers, shards, map [worker of shard 0, 1, ...], settings {config.Config}
-                            to a worker also: frontends [indices of those that live already], descriptor (its arena)
+                            to a worker also: frontends [indices of those that live already], descriptor (its arena), log (path of its
+                            log's directory, empty: it keeps none), old_logs [those of another number of workers, to be taken over]
                             to a front-end also: key (16 bytes), host, port, events_port (0: a free one, -1: see config), bind_retry_s (how
                             long an address that is in use is tried again: 0 at the first start, later the ports are those of before)
                  unlink     worker (to a front-end) or frontend (to a worker): it has died, its link is of no more use

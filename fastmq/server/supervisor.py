@@ -22,11 +22,12 @@ from collections.abc import Callable
 from typing import Any
 
 from fastmq.config import Config
-from fastmq.errors import BadArgument
+from fastmq.errors import BadArgument, BrokerFailed
 from fastmq.net.arena import make_arena_fd
 from fastmq.net.ring import make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control, Message
+from fastmq.server.data_directory import DataDirectory
 from fastmq.server.log import Log
 
 PAUSE_MIN_S = 0.01          # before the second restart of what dies soon; doubled each time
@@ -37,7 +38,6 @@ DRAIN_WORKERS_S = 1.4       # the workers',
 STOP_S = 1.7                # and when what still lives is killed
 BIND_RETRY_S = 10.0         # how long a restarted front-end tries its old ports
 EXIT_S = 1.0                # how long a child that has closed its control socket may take to exit
-NO_DATA_DIR = "setting data_dir: this version keeps messages in memory only; leave it empty"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 log = Log("supervisor")
@@ -137,12 +137,18 @@ class Supervisor:
     """One broker. `run` returns the exit status."""
 
     def __init__(self, config: Config, parent_fd: int = -1, asked_fd: int = -1) -> None:
-        """`parent_fd`: a pidfd; the broker drains when its process has ended. `asked_fd`: it drains when this can be read, or ends."""
+        """`parent_fd`: a pidfd; the broker drains when its process has ended. `asked_fd`: it drains when this can be read, or ends.
+
+        Raises BadArgument and BrokerFailed where its data directory cannot be had.
+        """
         self.config = config.replace(workers=config.worker_count)
+        self.data = DataDirectory(config.data_dir, self.config) if config.data_dir else None
+        if self.data is not None:
+            self.config = self.config.replace(shards=self.data.shards)
         self.children = [Child("worker", index) for index in range(self.config.workers)] + [Child("frontend", 0)]
         self.state = State.STARTING
         self.status = 0
-        self.key = os.urandom(16)
+        self.key = self.data.key if self.data is not None else os.urandom(16)
         self.map = [shard % self.config.workers for shard in range(self.config.shards)]
         self.port, self.events_port = config.port, config.events_port
         self._epoch = 0
@@ -165,7 +171,8 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         try:
             for child in self.children:
-                self._start(child)
+                if child.role == "worker" or not self._is_moving():
+                    self._start(child)
             while self.state is not State.ENDED:
                 self._turn()
         finally:
@@ -174,6 +181,8 @@ class Supervisor:
             for child in self.children:
                 if child.process is not None:
                     child.process.wait()
+            if self.data is not None:
+                self.data.close()
         return self.status
 
     # ---- one turn
@@ -192,7 +201,7 @@ class Supervisor:
                 child.kill()
         if self.state in (State.STARTING, State.SERVING):
             for child in self.children:
-                if child.process is None and child.restart_at <= now:
+                if child.process is None and child.restart_at <= now and (child.role == "worker" or not self._is_moving()):
                     self._start(child)
         else:
             self._go_on_draining(now)
@@ -219,9 +228,8 @@ class Supervisor:
     # ---- children
 
     def _start(self, child: Child) -> None:
-        self._epoch += 1
         try:
-            child.start(self._epoch)
+            child.start(self._next_epoch())
         except OSError as error:
             log.say(f"{child.name} cannot be started: {error}")
             child.soon += 1
@@ -241,12 +249,32 @@ class Supervisor:
                       "bind_retry_s": BIND_RETRY_S if child.restarts else 0.0}
         else:
             start["frontends"] = [other.index for other in self.children if other.role == "frontend" and other.process is not None]
+            start |= {"log": self.data.log_path(child.index) if self.data is not None else "",
+                      "old_logs": self.data.old_log_paths() if self.data is not None else []}
             child.arena = make_arena_fd(self.config.arena_size)
         child.send(start, (os.dup(child.arena),) if child.role == "worker" else ())
         for other in self.children:
             if other.role != child.role and other.process is not None:
                 self._join(*((child, other) if child.role == "frontend" else (other, child)))
         self._tell_processes()
+
+    def _next_epoch(self) -> int:
+        if self.data is not None:
+            return self.data.next_epoch()
+        self._epoch += 1
+        return self._epoch
+
+    def _is_moving(self) -> bool:
+        """Whether workers still take over the logs of another number of workers: until all have, nothing new is taken."""
+        return self.data is not None and self.data.moved_from is not None
+
+    def _moved(self) -> None:
+        """All workers have what is theirs."""
+        assert self.data is not None
+        self.data.moved()
+        for child in self.children:
+            if child.role == "frontend":
+                self._start(child)
 
     def _join(self, frontend: Child, worker: Child) -> None:
         """A fresh link between two that live; the one before, if any, is forgotten by both."""
@@ -275,6 +303,8 @@ class Supervisor:
             child.ready_at = time.monotonic()
             if child.role == "frontend":
                 self.port, self.events_port = message["port"], message["events_port"]
+            if self._is_moving() and all(child.ready_at is not None for child in self.children if child.role == "worker"):
+                self._moved()
             if self.state is State.STARTING and all(child.ready_at is not None for child in self.children):
                 self.state = State.SERVING
                 self._say_ready()
@@ -286,6 +316,8 @@ class Supervisor:
 
     def _say_ready(self) -> None:
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        if self.data is not None:
+            self.data.listening(f"fastmq://{host}:{self.port}")
         try:
             os.write(1, f"ready fastmq://{host}:{self.port} events={self.events_port}\n".encode())
         except OSError:
@@ -391,12 +423,14 @@ def main(arguments: list[str] | None = None) -> int:
             values[name] = value
     try:
         config = Config.from_map({**Config.load().to_map(), **values}, where="the command line")
-        if config.data_dir:
-            raise BadArgument(NO_DATA_DIR)
+        supervisor = Supervisor(config, parent_fd, asked_fd)
     except BadArgument as error:
         log.say(str(error))
         return 2
-    return Supervisor(config, parent_fd, asked_fd).run()
+    except BrokerFailed as error:
+        log.say(str(error))
+        return 1
+    return supervisor.run()
 
 
 if __name__ == "__main__":

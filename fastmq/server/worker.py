@@ -5,16 +5,21 @@ two of its messages WorkerLoop works without the GIL. Ends when told, and when t
 """
 from __future__ import annotations
 
+import fcntl
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
+from fastmq.errors import FastMQError
 from fastmq.net.arena import ArenaMemory
 from fastmq.net.ring import Link
 from fastmq.server.child import begin, give_back_memory
 from fastmq.server.control import Control
+from fastmq.server.log import Log as Sayings
 from fastmq.server.worker_loop import WorkerLoop
 from fastmq.server.workshop import Workshop
+from fastmq.storage.file_log import FileLog
 from fastmq.storage.log import Log
 
 TICK_NS = 250_000_000           # between two ticks under load
@@ -26,12 +31,14 @@ class Worker:
 
     def __init__(self, control: Control, start: dict[str, Any], arena: int) -> None:
         index = start["index"]
+        say = Sayings(f"worker {index}").say
         self._control = control
         self._workshop = Workshop(
             start["epoch"],
             [shard for shard, worker in enumerate(start["map"]) if worker == index],
             start["settings"],
-            log=Log(),
+            log=_open_log(start, say),
+            old_logs=[FileLog(path) for path in start["old_logs"]],
             topology=index == 0,
             frontends=start["frontends"],
             salt=os.urandom(16),
@@ -104,12 +111,33 @@ class Worker:
         self._loop.look_at(self._control.fileno(), bells)
 
 
+def _open_log(start: dict[str, Any], say: Callable[[str], None]) -> Log:
+    """The log that `start` names; one that keeps nothing where it names none.
+
+    Waits until the worker that had it before has ended: after the supervisor's death it may live for a moment yet.
+    """
+    if not start["log"]:
+        return Log()
+    os.makedirs(start["log"], mode=0o700, exist_ok=True)
+    lock = os.open(os.path.join(start["log"], "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)                # kept open: it goes with this process
+    return FileLog(start["log"], say=say)
+
+
 def main() -> int:
     """Be the worker that the `start` message describes. The exit status."""
     control, start, (arena,) = begin("worker")
     try:
-        Worker(control, start, arena).run()
+        worker = Worker(control, start, arena)
+    except (FastMQError, OSError) as error:         # what an operator can understand: damage, no permission, a full disk
+        control.send({"op": "failed", "text": str(error)})
+        return 1
+    try:
+        worker.run()
     except (EOFError, ConnectionError):
+        return 1
+    except OSError as error:
+        Sayings(f"worker {start['index']}").say(f"the log failed, and is recovered from what is on disk: {error}")
         return 1
     return 0
 

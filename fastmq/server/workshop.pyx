@@ -12,8 +12,6 @@ No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, o
 """
 import types
 
-import msgpack
-
 from fastmq.model.effects cimport Effects, effects_clear, effects_next
 from fastmq.model.regions cimport (
     UNIT_COLD, UNIT_SIZE, UNIT_WARM, Region, Span, regions_cool, regions_count, regions_free, regions_frontend_gone, regions_init,
@@ -26,7 +24,7 @@ from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_add_delivery, outgoing_add_outcome, outgoing_parcel, outgoing_take_outcomes, parcel_has_deliveries,
 )
 from fastmq.server.port cimport port_free, port_init, port_send_deliveries, port_send_delivery, port_send_outcomes
-from fastmq.storage.log cimport RECORDS_DURABLE, SHARD_TOPOLOGY, BatchView, EntryHead, Log, LogReader, entry_next
+from fastmq.storage.log cimport RECORDS_DURABLE, Log
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport (
@@ -35,7 +33,7 @@ from fastmq.wire.link cimport (
 )
 
 from fastmq.errors import FastMQError
-from fastmq.model.shard import BadRecord
+from fastmq.server.recovery import recover
 
 
 cdef enum:
@@ -65,11 +63,12 @@ cdef class Workshop:
         for i in range(FRONTENDS_MAX):
             port_free(&self.ports[i])
 
-    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, topology: bool = False,
+    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, old_logs: list[Log] = [], topology: bool = False,
                  frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None, region_size: int = UNIT_SIZE,
                  **shard_options: int) -> None:
         """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
 
+        `old_logs`: of another number of workers: what concerns this one goes into `log`, which is empty, and is durable on return.
         `arena`: for large records, None: they are copied. `region_size` and `shard_options`: limits that tests want small (see Shard).
         """
         self.arena = arena
@@ -98,31 +97,10 @@ cdef class Workshop:
 
             self.topology = TopologyShard(epoch, types.SimpleNamespace(**settings), salt, keeps=log.record_level == RECORDS_DURABLE)
             self.desk = TopologyDesk(self.topology, self.links, log)
-        self._recover()
+        recover(log, old_logs, self.shards, self.topology, 0)
+        self.durable = log.durable
         if topology:
             self.topology.begin_handback(frontends)
-
-    def _recover(self) -> None:
-        """Apply what the log has."""
-        cdef LogReader reader = self.log.read()
-        cdef BatchView view
-        cdef const uint8_t* entry
-        cdef const EntryHead* head
-        cdef uint32_t i
-        while reader.next_batch(&view):
-            entry = view.entries
-            for i in range(view.count):
-                head = <const EntryHead*> entry
-                if head.shard == SHARD_TOPOLOGY:
-                    if self.topology is not None:
-                        self.topology.recover(msgpack.unpackb((<const char*> (head + 1))[:head.size]))
-                elif head.shard < SHARDS_MAX and self.shard_of[head.shard] != NULL:
-                    if (<Shard> self.shard_of[head.shard]).recover(<const uint8_t*> (head + 1), head.size, self.now_ns) != 0:
-                        raise BadRecord(f"entry {view.first + i} of the log does not fit what stands before it, in shard {head.shard}")
-                entry = entry_next(entry)
-        for shard in self.shards:
-            if shard is not None:
-                shard.recovered()
 
     # ---- front-ends come and go, time passes: from Python
 

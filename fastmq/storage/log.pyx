@@ -1,4 +1,5 @@
 """The log's interface, and the log that keeps nothing (see log.pxd)."""
+import select
 
 
 cdef class LogReader:
@@ -56,6 +57,14 @@ cdef class Log:
         """`append` for Python."""
         if not self.append(shard, records, len(records)):
             raise MemoryError
+
+    def make_durable(self) -> None:
+        """Submit what was appended and wait until it is durable. Raises OSError where it cannot be."""
+        self.submit()
+        while self.look() < self.appended and not self.failed:
+            select.select([self.fileno()], [], [])
+        if self.failed:
+            raise self.error
 
     def open(self, epoch: int) -> int:
         """Become the owner, with an epoch above every earlier one; the last durable position."""
