@@ -70,6 +70,16 @@ class BrokerFailed(FastMQError):
     code = "broker-failed"
 
 
+class JournalDamaged(FastMQError):
+    """What was durable cannot be read again: the journal's `file` is damaged at `offset`. Nothing was changed."""
+
+    code = "journal-damaged"
+
+    def __init__(self, text: str, file: str, offset: int) -> None:
+        super().__init__(text)
+        self.file, self.offset = file, offset
+
+
 class Failure(NamedTuple):
     """One publish without success: its sequence, the code and reason, and what it was."""
 

@@ -16,9 +16,9 @@ from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_ope
 from fastmq.model.members cimport queue_prefetch_front, returned_pop
 from fastmq.model.outstanding cimport outstanding_add
 from fastmq.model.regions cimport Hold, regions_lend
-from fastmq.model.shard_records cimport C_DELIVER, C_MARK, LEVEL_ALL, LEVEL_DURABLE, ChangeCount, ChangeDeliver
-from fastmq.model.shard_records cimport record_add
-from fastmq.model.state cimport PUMP_DELIVERIES_MAX, Delivery, Segment, ShardState, count_note, queue_calm, queue_wake
+from fastmq.model.shard_records cimport C_DELIVER, LEVEL_ALL, ChangeDeliver, record_add
+from fastmq.model.state cimport PUMP_DELIVERIES_MAX, Delivery, Segment, ShardState, count_note, mark_write, queue_calm
+from fastmq.model.state cimport queue_show, queue_wake
 from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_chunk
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_pad8
 from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, RECORD_SHARED_MIN, LinkDeliver, LinkReply, LinkRun
@@ -31,26 +31,6 @@ cdef inline const Slot* queue_peek(Queue* q) noexcept nogil:
     if q.seq_base + q.ring.first >= q.visible:
         return NULL
     return ring_at(&q.ring, 0)
-
-
-cdef inline void mark_note(ShardState* s, Queue* q, uint64_t seq) noexcept nogil:
-    """Messages of a kept queue have been delivered up to this one; the last record of this kind says it, where it may."""
-    cdef ChangeCount* last
-    cdef ChangeCount change
-    q.mark = seq
-    if s.level != LEVEL_DURABLE:
-        return
-    if s.mark_end and s.mark_end == s.records.size:
-        last = <ChangeCount*> (s.records.data + s.records.size - sizeof(ChangeCount))
-        if last.queue == q.id:
-            last.seq = seq
-            return
-    change.queue = q.id
-    change.seq = seq
-    change.deliveries = 1
-    change.padding = 0
-    record_add(&s.records, C_MARK, True, &change, sizeof(change))
-    s.mark_end = s.records.size
 
 
 cdef inline Outstanding* queue_take(ShardState* s, Queue* q, Consumer* c) noexcept nogil:
@@ -72,7 +52,8 @@ cdef inline Outstanding* queue_take(ShardState* s, Queue* q, Consumer* c) noexce
         ring_pop_front(&q.ring, &e.slot)
         e.deliveries = 1
         if e.seq > q.mark and q.kept:
-            mark_note(s, q, e.seq)
+            mark_write(s, q, e.seq)
+            q.marked_end = e.seq + 1
     e.queue = q
     e.consumer = c
     e.next = NULL
@@ -353,6 +334,7 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
     cdef Outstanding* e
     cdef size_t size
     cdef uint8_t* at
+    q.visible = q.durable_end                               # a GET does not wait for marks
     if queue_peek(q) != NULL:
         change.first_tag = s.outstanding.next_tag
         e = queue_take(s, q, &session.getter)
@@ -369,6 +351,7 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
             change.turn_kept = 0
             change.padding = 0
             record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+    queue_show(s, q)
     size = delivery_head_size(d) + d.size
     reply = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + size)
     if reply == NULL:

@@ -14,7 +14,7 @@ from fastmq.model.publish cimport publish_publisher, queue_put, records_measure
 from fastmq.model.publishers cimport Publisher, publisher_take
 from fastmq.model.shard_records cimport C_COUNT, C_DONE, C_KEEP, C_MARK, C_TAKEN
 from fastmq.model.shard_records cimport ChangeCount, ChangeDone, ChangeTake, ChangeTaken, KeptQueue, RecordHead
-from fastmq.model.state cimport Hidden, ShardState, queue_find, queue_wake
+from fastmq.model.state cimport Hidden, ShardState, queue_find, queue_show
 from fastmq.model.store cimport NAME_NONE, SLOT_KEPT, name_take, slot_size, store_drop
 from fastmq.wire.buffer cimport buffer_clear, buffer_drop_front
 from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_put, idmap_remove
@@ -38,9 +38,12 @@ cdef inline bint hidden_show(ShardState* s, uint64_t durable) noexcept nogil:
     cdef Queue* q
     while s.hidden_first < count and 0 < all[s.hidden_first].position <= durable:
         q = queue_find(s, all[s.hidden_first].queue)
-        if q != NULL and q.visible < all[s.hidden_first].end_seq:
-            q.visible = all[s.hidden_first].end_seq
-            queue_wake(s, q)
+        if q != NULL and q.kept:
+            if all[s.hidden_first].taken and q.durable_end < all[s.hidden_first].end_seq:
+                q.durable_end = all[s.hidden_first].end_seq
+            if all[s.hidden_first].marked and q.marked_end < all[s.hidden_first].end_seq:
+                q.marked_end = all[s.hidden_first].end_seq
+            queue_show(s, q)
         s.hidden_first += 1
     if s.hidden_first == first:
         return False
@@ -78,8 +81,7 @@ cdef inline int replay_kept(ShardState* s, const RecordHead* head, const uint8_t
     if q == NULL:
         return 0
     if head.kind == C_MARK:
-        if count.seq > q.mark:
-            q.mark = count.seq
+        q.mark = count.seq
         return 0
     if head.kind == C_COUNT:
         if kept_slot(q, count.seq) != NULL and not idmap_put(&q.counts, count.seq, <uint64_t> count.deliveries + 1):
@@ -160,7 +162,6 @@ cdef inline void replay_put(ShardState* s, Queue* q, uint64_t seq, const uint8_t
         s.failed = True
         return
     queue_put(s, q, records, sizes, change.count, change.records_size, name | SLOT_KEPT, change.timestamp_ms)
-    q.visible = queue_next_seq(q)
     first = q.seq_base + q.ring.first
     if hole < first:
         hole = first
@@ -218,5 +219,6 @@ cdef inline void keeping_end(ShardState* s) noexcept nogil:
         if ring_size(&q.ring) == 0:
             q.seq_base = next_seq - q.ring.end
         if q.kept:
-            q.visible = queue_next_seq(q)
-        queue_wake(s, q)
+            q.durable_end = queue_next_seq(q)
+            q.marked_end = q.mark + 1
+            queue_show(s, q)

@@ -36,8 +36,10 @@ cdef struct Queue:
     uint32_t index                  # in the shard's array
     Ring ring                       # ready, never delivered
     uint64_t seq_base               # sequence of a message in the ring: this + its place, modulo 2^64
-    uint64_t visible                # only what has a lower sequence may be delivered: the log has it for good
-    uint64_t mark                   # up to here the log takes messages for delivered
+    uint64_t visible                # only what has a lower sequence may be delivered: the lower of
+    uint64_t durable_end            # the log has what has a lower sequence for good, and
+    uint64_t marked_end             # after a death it will say of what has a lower sequence that it may have been delivered
+    uint64_t mark                   # up to here, included, that has been written, durable or not
     Returned* returned              # a heap by sequence; all are older than the ring
     uint32_t returned_count
     uint32_t returned_room
@@ -185,7 +187,7 @@ cdef inline Queue* queue_new(uint64_t id, uint32_t flags) noexcept nogil:
     if q != NULL:
         q.id = id
         q.flags = flags
-        q.visible = <uint64_t> -1
+        q.visible = q.durable_end = q.marked_end = <uint64_t> -1
         ring_init(&q.ring)
         idmap_init(&q.counts)
     return q

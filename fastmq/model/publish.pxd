@@ -15,7 +15,7 @@ from fastmq.model.publishers cimport Publisher, publisher_has, publisher_take, p
 from fastmq.model.publishers cimport publishers_use
 from fastmq.model.shard_records cimport C_DECIDE, C_FORGET, C_KEEP, C_TAKE, C_TAKEN, LEVEL_ALL, ChangeDecide
 from fastmq.model.shard_records cimport ChangeSession, ChangeTake, ChangeTaken, KeptQueue, record_add, record_begin
-from fastmq.model.state cimport TICK_COUNT_MAX, Hidden, ShardState, queue_find, queue_wake
+from fastmq.model.state cimport TICK_COUNT_MAX, ShardState, hide, mark_write, queue_find, queue_show, queue_wake
 from fastmq.model.store cimport Chunk, NAME_NONE, SLOT_KEPT, chunk_data, name_take, store_large, store_open
 from fastmq.model.store cimport store_open_large
 from fastmq.model.store cimport tail_open
@@ -193,18 +193,16 @@ cdef inline void publish_take(ShardState* s, Publisher* p, uint64_t first, uint3
 
 cdef inline void queue_hide(ShardState* s, Queue* q, uint64_t first_seq, bint persistent) noexcept nogil:
     """What was put into a kept queue from `first_seq` on is delivered when the log has it, or what stands before it."""
-    cdef Hidden* hidden
-    if not persistent and q.visible == first_seq:
-        q.visible = queue_next_seq(q)
-        queue_wake(s, q)
+    cdef uint64_t end = queue_next_seq(q)
+    cdef bint marked = q.open_count != 0 and q.mark + 1 == first_seq     # it will be delivered as soon as the log has it
+    if not persistent and q.durable_end == first_seq and q.marked_end == first_seq:
+        q.durable_end = q.marked_end = end
+        q.mark = end - 1
+        queue_show(s, q)
         return
-    hidden = <Hidden*> buffer_extend(&s.hidden, sizeof(Hidden))
-    if hidden == NULL:
-        s.failed = True
-        return
-    hidden.queue = q.id
-    hidden.end_seq = queue_next_seq(q)
-    hidden.position = 0
+    if marked:
+        q.mark = end - 1
+    hide(s, q, end, True, marked)
 
 
 cdef inline uint32_t persistent_run(const uint8_t* records, const uint32_t* sizes, uint32_t count,
@@ -243,6 +241,8 @@ cdef inline void publish_kept(ShardState* s, Publisher* p, uint64_t first, uint3
             continue
         queue_hide(s, q, first_seq, persistent)
         if not persistent:
+            if q.mark >= first_seq and q.durable_end <= first_seq:
+                mark_write(s, q, q.mark)
             continue
         place = <KeptQueue*> buffer_extend(&s.delivery.runs, sizeof(KeptQueue))
         if place == NULL:
@@ -251,10 +251,8 @@ cdef inline void publish_kept(ShardState* s, Publisher* p, uint64_t first, uint3
         kept += 1
         place.queue = q.id
         place.seq = first_seq
-        place.marked = q.open_count != 0                    # it will be delivered as soon as it is visible
+        place.marked = q.mark >= first_seq
         place.padding = 0
-        if place.marked:
-            q.mark = queue_next_seq(q) - 1
     s.published += count
     if kept == 0:
         publish_taken(s, p, first, first + count - 1)

@@ -63,6 +63,9 @@ cdef class Shard:
     cdef int recover(self, const uint8_t* records, size_t size, int64_t now_ns) noexcept nogil
     cpdef void recovered(self) noexcept nogil
 
+    # Nothing more will be delivered: write down what was.
+    cpdef void rest(self) noexcept nogil
+
     # Append a LinkCounts for each queue.
     cdef void counts(self, Buffer* out) noexcept nogil
 

@@ -21,7 +21,7 @@ from fastmq.model.replay cimport replay
 from fastmq.model.settle cimport settle
 from fastmq.model.shard_records cimport LEVEL_DURABLE, LEVEL_NONE
 from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, Segment, ShardState
-from fastmq.model.state cimport done_flush, queue_declare, queue_find, session_find, unused_tick
+from fastmq.model.state cimport done_flush, marks_exact, queue_declare, queue_find, session_find, unused_tick
 from fastmq.model.store cimport store_free, store_init
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_free, idmap_init
@@ -375,7 +375,6 @@ cdef class Shard:
 
     cdef void records_taken(self, uint64_t position) noexcept nogil:
         buffer_clear(&self.state.records)
-        self.state.mark_end = 0
         if position:
             hidden_stamp(&self.state, position)
 
@@ -394,6 +393,9 @@ cdef class Shard:
         s.replaying = False
         effects_clear(&s.effects)
         return HANDLE_NO_MEMORY if state_failed(s) else result
+
+    cpdef void rest(self) noexcept nogil:
+        marks_exact(&self.state)
 
     cpdef void recovered(self) noexcept nogil:
         keeping_end(&self.state)

@@ -50,7 +50,7 @@ cpdef enum RecordKind:
     C_KEEP = 14             # ChangeTake, KeptQueue[], exchange, records: a publish of persistent messages was taken
     C_TAKEN = 15            # ChangeTaken: one without any that is kept
     C_DONE = 16             # ChangeDone: these messages of a queue are no more
-    C_MARK = 17             # ChangeCount: a queue's messages up to this sequence may have been delivered once
+    C_MARK = 17             # ChangeCount: a queue's messages up to this sequence, and no others, may have been delivered once
     C_COUNT = 18            # ChangeCount: one message has been delivered so often
 
 

@@ -17,10 +17,10 @@ from fastmq.model.members cimport queue_next_seq, returned_push
 from fastmq.model.members cimport session_free, session_is_idle, session_new
 from fastmq.model.outstanding cimport OutstandingTable, outstanding_free, outstanding_init, outstanding_remove
 from fastmq.model.publishers cimport Publishers, publishers_free, publishers_init
-from fastmq.model.shard_records cimport C_COUNT, C_DONE, C_QUEUE, C_SESSION, C_UNUSED, LEVEL_ALL, LEVEL_DURABLE
+from fastmq.model.shard_records cimport C_COUNT, C_DONE, C_MARK, C_QUEUE, C_SESSION, C_UNUSED, LEVEL_ALL, LEVEL_DURABLE
 from fastmq.model.shard_records cimport ChangeCount, ChangeDone, ChangeQueue, ChangeSession, record_add
 from fastmq.model.store cimport Store, slot_is_kept, slot_size, store_drop, store_free, store_init, tail_detach
-from fastmq.wire.buffer cimport Buffer, buffer_free, buffer_init
+from fastmq.wire.buffer cimport Buffer, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport L_UNUSED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, QUEUE_EXCLUSIVE, LinkQueueRequest
@@ -36,6 +36,7 @@ cdef enum:
     PUMP_COUNT_MAX = 4096       # messages delivered in one pump,
     PUMP_DELIVERIES_MAX = 4     # and about how many full deliveries of them
     TICK_COUNT_MAX = 256        # publishers and queues that one tick handles
+    MARK_AHEAD_COUNT = 4096     # messages of a queue that are marked ahead
 
 
 cdef struct Garbage:            # messages of a purged or deleted queue, to be dropped little by little
@@ -69,10 +70,12 @@ cdef struct Compaction:         # copying messages out of sparse chunks
     uint64_t beyond             # waste that the last job could not help
 
 
-cdef struct Hidden:             # messages that may be delivered only when the log has them for good
+cdef struct Hidden:             # messages that may be delivered only when the log has their records for good
     uint64_t queue
     uint64_t end_seq            # up to here, excluded
-    uint64_t position           # of the log; 0: their records have not been given to it yet
+    uint64_t position           # of the log; 0: it has not been given the records yet
+    bint taken                  # that they were published
+    bint marked                 # that they may have been delivered
 
 
 cdef struct ShardState:
@@ -112,7 +115,6 @@ cdef struct ShardState:
     ChangeDone done             # the last C_DONE, not written yet because it may grow; queue 0: none
     Buffer hidden               # Hidden[], by position
     size_t hidden_first         # of those, the first that still waits
-    size_t mark_end             # size of `records` when a C_MARK was written last: it may grow if nothing followed
     uint64_t published          # counters
     uint64_t delivered
     uint64_t settled
@@ -131,11 +133,75 @@ cdef inline Session* session_find(ShardState* s, uint64_t sid) noexcept nogil:
     return <Session*> idmap_get(&s.sessions, sid, 0)
 
 
+# ---- marks: what may have been delivered is known after a death
+
+cdef inline void hide(ShardState* s, Queue* q, uint64_t end_seq, bint taken, bint marked) noexcept nogil:
+    """Wait for the log with what is up to here."""
+    cdef Hidden* hidden = <Hidden*> buffer_extend(&s.hidden, sizeof(Hidden))
+    if hidden == NULL:
+        s.failed = True
+        return
+    hidden.queue = q.id
+    hidden.end_seq = end_seq
+    hidden.position = 0
+    hidden.taken = taken
+    hidden.marked = marked
+
+
+cdef inline void mark_write(ShardState* s, Queue* q, uint64_t seq) noexcept nogil:
+    cdef ChangeCount change
+    q.mark = seq
+    if s.level != LEVEL_DURABLE:
+        return
+    change.queue = q.id
+    change.seq = seq
+    change.deliveries = 1
+    change.padding = 0
+    record_add(&s.records, C_MARK, True, &change, sizeof(change))
+
+
+cdef inline void mark_ahead(ShardState* s, Queue* q) noexcept nogil:
+    """Somebody takes what is in a kept queue: write the mark before he gets there, so that he does not wait for each sync."""
+    cdef uint64_t front = q.seq_base + q.ring.first, end = q.durable_end
+    if ring_size(&q.ring) == 0:
+        return
+    if end > front + MARK_AHEAD_COUNT // 2:
+        end = front + MARK_AHEAD_COUNT // 2
+    if q.mark + 1 >= end:
+        return
+    end = q.durable_end if q.durable_end < front + MARK_AHEAD_COUNT else front + MARK_AHEAD_COUNT
+    mark_write(s, q, end - 1)
+    hide(s, q, end, False, True)
+
+
+cdef inline void queue_show(ShardState* s, Queue* q) noexcept nogil:
+    """The log has more of it."""
+    q.visible = q.durable_end if q.durable_end < q.marked_end else q.marked_end
+    queue_wake(s, q)
+
+
+cdef inline void marks_exact(ShardState* s) noexcept nogil:
+    """Take back what was marked ahead: nothing more will be delivered."""
+    cdef uint64_t delivered
+    cdef uint32_t i
+    cdef Queue* q
+    for i in range(s.queue_count):
+        q = s.queues[i]
+        delivered = (q.seq_base + q.ring.first if ring_size(&q.ring) else queue_next_seq(q)) - 1
+        if q.kept and q.mark > delivered:
+            mark_write(s, q, delivered)
+            q.visible = q.marked_end = delivered + 1
+
+
 # ---- queues that pump looks at
 
 cdef inline void queue_wake(ShardState* s, Queue* q) noexcept nogil:
     """Look at the queue in the next pump, if there is something to do."""
-    if q.dirty or q.open_count == 0 or queue_deliverable(q) == 0:
+    if q.dirty or q.open_count == 0:
+        return
+    if q.kept and not s.replaying:
+        mark_ahead(s, q)
+    if queue_deliverable(q) == 0:
         return
     q.dirty = 1
     q.dirty_next = NULL
@@ -372,9 +438,10 @@ cdef inline void queue_keep(ShardState* s, Queue* q) noexcept nogil:
     """Whether the log has what is persistent in it: an exclusive queue ends with its session, whatever its flags."""
     cdef bint kept = s.keeps and q.flags & (QUEUE_DURABLE | QUEUE_EXCLUSIVE) == QUEUE_DURABLE
     if kept and not q.kept:
-        q.visible = queue_next_seq(q)
+        q.visible = q.durable_end = q.marked_end = queue_next_seq(q)
+        q.mark = q.marked_end - 1
     elif not kept:
-        q.visible = <uint64_t> -1
+        q.visible = q.durable_end = q.marked_end = <uint64_t> -1
     q.kept = kept
 
 

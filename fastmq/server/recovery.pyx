@@ -65,5 +65,6 @@ cdef void read(Log log, Log taker, list shards, object topology, int64_t now_ns)
                 if size >= TAKE_OVER_SIZE:
                     taker.make_durable()
                     size = 0
+    reader.check()
     if taker is not None:
         taker.make_durable()

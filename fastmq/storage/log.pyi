@@ -11,6 +11,7 @@ class LogShard(IntEnum):
     SHARD_TOPOLOGY = 0xFFFF
 
 class LogReader(Iterator[tuple[int, int, bytes]]):
+    def check(self) -> None: ...
     def __next__(self) -> tuple[int, int, bytes]: ...
 
 class Log:

@@ -9,6 +9,9 @@ cdef class LogReader:
         """The next batch, whose bytes stay where they are until the next call or the reader's end; False: there is no more."""
         return False
 
+    def check(self) -> None:
+        """After the last batch: raises what kept it from being the last of the log, if anything did."""
+
     def __iter__(self) -> LogReader:
         return self
 
@@ -17,6 +20,7 @@ cdef class LogReader:
         cdef uint64_t position
         while self.left == 0:
             if not self.next_batch(&self.view):
+                self.check()
                 raise StopIteration
             self.entry = self.view.entries
             self.left = self.view.count
