@@ -1,0 +1,22 @@
+# Failpoints: named steps at which the process kills itself with SIGKILL, so that a test finds out what a death exactly there does.
+#
+# Armed by FASTMQ_FAILPOINT=`name` or `name:hits` (at the hits-th time), read once, at import; otherwise a step costs a look at one number.
+# NAMES in failpoints.pyx is the one list of names; a new one gets its number here and its name there, in the same order.
+cdef enum Failpoint:
+    BEFORE_WRITE = 1            # the journal thread has taken a batch
+    MID_WRITE                   # half of a batch is written
+    AFTER_WRITE_BEFORE_SYNC
+    AFTER_SYNC_BEFORE_CONFIRM   # a batch is durable, nobody was told
+    MID_ROLL                    # the next segment has its name, which may not survive
+    AFTER_ROLL                  # and now does
+    MID_RECYCLE                 # a segment that is not needed any more has lost its name, which may survive
+    FAILPOINT_COUNT
+
+
+cdef int armed                  # the failpoint; 0: none
+cdef void failpoint_hit() noexcept nogil
+
+
+cdef inline void failpoint(int point) noexcept nogil:
+    if armed == point:
+        failpoint_hit()

@@ -1,0 +1,38 @@
+"""Failpoints (see failpoints.pxd)."""
+import os
+
+
+cdef extern from * nogil:
+    """
+    #include <signal.h>
+    #include <unistd.h>
+    static int failpoint_left = 0;
+    static inline int failpoint_due(void) { return __atomic_sub_fetch(&failpoint_left, 1, __ATOMIC_RELAXED) == 0; }
+    static inline void failpoint_arm(int hits) { failpoint_left = hits; }
+    static inline void failpoint_die(void) { kill(getpid(), SIGKILL); for (;;) pause(); }
+    """
+    bint failpoint_due()
+    void failpoint_arm(int hits)
+    void failpoint_die()
+
+
+NAMES = (
+    "before_write", "mid_write", "after_write_before_sync", "after_sync_before_confirm", "mid_roll", "after_roll", "mid_recycle",
+)
+COUNT = FAILPOINT_COUNT - 1      # a test compares the two
+
+
+cdef void failpoint_hit() noexcept nogil:
+    if failpoint_due():
+        failpoint_die()
+
+
+def arm(text: str) -> None:
+    """Arm `name` or `name:hits`; the empty text arms none. ValueError: there is no such failpoint."""
+    global armed
+    name, _, hits = text.partition(":")
+    failpoint_arm(int(hits or 1))
+    armed = NAMES.index(name) + 1 if name else 0
+
+
+arm(os.environ.get("FASTMQ_FAILPOINT", ""))

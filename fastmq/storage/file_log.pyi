@@ -1,0 +1,21 @@
+"""The file log: the records of one worker in a journal of segments."""
+from collections.abc import Callable
+
+from fastmq.storage.files import Files
+from fastmq.storage.journal_reader import JournalReader
+from fastmq.storage.log import Log
+
+class FileLog(Log):
+    folder: str
+    first: int
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        record_level: int = ...,
+        segment_size: int = ...,
+        files: Files | None = None,
+        say: Callable[[str], object] | None = None,
+    ) -> None: ...
+    def read(self, position: int = 1) -> JournalReader: ...

@@ -1,0 +1,78 @@
+"""The table of file calls, as the system has them (see files.pxd)."""
+import os
+
+
+cdef extern from * nogil:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <stdio.h>
+    #include <sys/stat.h>
+    #include <unistd.h>
+
+    #define SAID(call) __extension__ ({ int64_t said = (call); said < 0 ? (int64_t) -errno : said; })
+
+    static int files_open(void *self, const char *path, int flags) { return (int) SAID(open(path, flags | O_CLOEXEC, 0600)); }
+    static int files_close(void *self, int fd) { return (int) SAID(close(fd)); }
+    static int64_t files_size(void *self, int fd) {
+        struct stat found;
+        return fstat(fd, &found) < 0 ? -errno : (int64_t) found.st_size;
+    }
+    static int64_t files_pwrite(void *self, int fd, const uint8_t *data, size_t size, uint64_t offset) {
+        return SAID(pwrite(fd, data, size, (off_t) offset));
+    }
+    static int64_t files_pread(void *self, int fd, uint8_t *data, size_t size, uint64_t offset) {
+        return SAID(pread(fd, data, size, (off_t) offset));
+    }
+    static int files_fdatasync(void *self, int fd) { return (int) SAID(fdatasync(fd)); }
+    static int files_fallocate(void *self, int fd, uint64_t size) { return (int) SAID(fallocate(fd, 0, 0, (off_t) size)); }
+    static int files_ftruncate(void *self, int fd, uint64_t size) { return (int) SAID(ftruncate(fd, (off_t) size)); }
+    static int files_rename(void *self, const char *old, const char *new) { return (int) SAID(rename(old, new)); }
+    static int files_unlink(void *self, const char *path) { return (int) SAID(unlink(path)); }
+    static int files_sync_folder(void *self, const char *path) {
+        int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), failed;
+        if (fd < 0) return -errno;
+        failed = fsync(fd) < 0 ? -errno : 0;
+        close(fd);
+        return failed;
+    }
+    """
+    int files_open(void* self, const char* path, int flags) noexcept
+    int files_close(void* self, int fd) noexcept
+    int64_t files_size(void* self, int fd) noexcept
+    int64_t files_pwrite(void* self, int fd, const uint8_t* data, size_t size, uint64_t offset) noexcept
+    int64_t files_pread(void* self, int fd, uint8_t* data, size_t size, uint64_t offset) noexcept
+    int files_fdatasync(void* self, int fd) noexcept
+    int files_fallocate(void* self, int fd, uint64_t size) noexcept
+    int files_ftruncate(void* self, int fd, uint64_t size) noexcept
+    int files_rename(void* self, const char* old, const char* new) noexcept
+    int files_unlink(void* self, const char* path) noexcept
+    int files_sync_folder(void* self, const char* path) noexcept
+
+
+cdef class Files:
+    """The system's own files."""
+
+    def __cinit__(self):
+        self.calls = FileCalls(
+            self=NULL, open=files_open, close=files_close, size=files_size, pwrite=files_pwrite, pread=files_pread, fdatasync=files_fdatasync,
+            fallocate=files_fallocate, ftruncate=files_ftruncate, rename=files_rename, unlink=files_unlink, sync_folder=files_sync_folder)
+
+    def names(self, folder: str) -> list[str]:
+        """The names in a folder, sorted."""
+        return sorted(os.listdir(folder))
+
+    def make_folder(self, folder: str) -> None:
+        """Make it unless it is there, so that it survives; only its last part may be missing."""
+        if os.path.isdir(folder):
+            return
+        os.mkdir(folder, 0o700)
+        parent = os.open(os.path.dirname(os.path.abspath(folder)), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
