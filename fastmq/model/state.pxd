@@ -183,10 +183,13 @@ cdef inline void queue_show(ShardState* s, Queue* q) noexcept nogil:
 cdef inline void marks_exact(ShardState* s) noexcept nogil:
     """Take back what was marked ahead: nothing more will be delivered."""
     cdef uint64_t delivered
-    cdef uint32_t i
+    cdef uint32_t i, j
     cdef Queue* q
     for i in range(s.queue_count):
         q = s.queues[i]
+        for j in range(q.returned_count):
+            if q.returned[j].deliveries == 0:
+                count_note(s, q, &q.returned[j].slot, q.returned[j].seq, 0)
         delivered = (q.seq_base + q.ring.first if ring_size(&q.ring) else queue_next_seq(q)) - 1
         if q.kept and q.mark > delivered:
             mark_write(s, q, delivered)
@@ -355,7 +358,7 @@ cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexc
     if action == NACK or action == RELEASE:
         if not returned_push(q, &e.slot, e.seq, e.deliveries if action == NACK else e.deliveries - 1):
             s.failed = True
-        if action == RELEASE:
+        if action == RELEASE and e.deliveries > 1:          # else it counts as delivered until `marks_exact`: it may be out again at any time
             count_note(s, q, &e.slot, e.seq, e.deliveries - 1)
         q.ready_bytes += slot_size(&e.slot)
         queue_wake(s, q)

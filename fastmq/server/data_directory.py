@@ -27,9 +27,9 @@ LOCK, FILE = "lock", "broker.json"
 
 def default_data_dir() -> str:
     """Where `fastmq serve` keeps its data unless it is told otherwise: as for other programs of this user, or of the system for root."""
-    if os.geteuid() == 0:
-        return "/var/lib/fastmq"
-    home = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    home = os.environ.get("XDG_DATA_HOME")
+    if not home:
+        home = "/var/lib" if os.geteuid() == 0 else os.path.join(os.path.expanduser("~"), ".local", "share")
     return os.path.join(home, "fastmq")
 
 

@@ -29,7 +29,7 @@ cdef void apply_entry(const EntryHead* head, uint64_t position, list shards, obj
         raise BadRecord(f"entry {position} of the log does not fit what stands before it, in shard {head.shard}")
 
 
-def recover(log: Log, old_logs: list[Log], shards: list[Shard | None], topology: object, now_ns: int) -> None:
+def recover(log: Log, old_logs: object, shards: list[Shard | None], topology: object, now_ns: int) -> None:
     """Apply what the logs have to `shards` and to shard T, None where that is elsewhere.
 
     Raises BadRecord, and what reading raises; the worker is then of no use.

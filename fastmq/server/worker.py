@@ -38,6 +38,7 @@ class Worker:
             [shard for shard, worker in enumerate(start["map"]) if worker == index],
             start["settings"],
             log=_open_log(start, say),
+            now_ns=time.monotonic_ns(),
             old_logs=[FileLog(path) for path in start["old_logs"]],
             topology=index == 0,
             frontends=start["frontends"],
@@ -47,7 +48,7 @@ class Worker:
         os.close(arena)
         self._loop = WorkerLoop(self._workshop)
         self._bells: dict[int, list[int]] = {}      # of each front-end's link: own, its
-        self._draining = self._stopped = self._rested = False
+        self._draining = self._drained = self._stopped = self._rested = False
         self._done = 0                              # messages handled at the last tick
 
     def run(self) -> None:
@@ -58,8 +59,12 @@ class Worker:
         while not self._stopped:
             idle = self._loop.work(tick_at_ns, until_idle=self._draining, soon_ns=soon_ns)
             if idle and self._draining:
-                self._draining = False
-                self._control.send({"op": "drained"})
+                if self._drained:                               # and what was written since is durable
+                    self._draining = False
+                    self._control.send({"op": "drained"})
+                else:
+                    self._drained = True
+                    self._workshop.rest()
             self._hear()
             now_ns = time.monotonic_ns()
             if now_ns >= soon_ns:

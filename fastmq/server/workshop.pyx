@@ -63,12 +63,13 @@ cdef class Workshop:
         for i in range(FRONTENDS_MAX):
             port_free(&self.ports[i])
 
-    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, old_logs: list[Log] = [], topology: bool = False,
-                 frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None, region_size: int = UNIT_SIZE,
-                 **shard_options: int) -> None:
+    def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, old_logs: object = (), now_ns: int = 0,
+                 topology: bool = False, frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None,
+                 region_size: int = UNIT_SIZE, **shard_options: int) -> None:
         """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
 
         `old_logs`: of another number of workers: what concerns this one goes into `log`, which is empty, and is durable on return.
+        `now_ns`: monotonic; publishers that are recovered were last heard of now.
         `arena`: for large records, None: they are copied. `region_size` and `shard_options`: limits that tests want small (see Shard).
         """
         self.arena = arena
@@ -97,7 +98,7 @@ cdef class Workshop:
 
             self.topology = TopologyShard(epoch, types.SimpleNamespace(**settings), salt, keeps=log.record_level == RECORDS_DURABLE)
             self.desk = TopologyDesk(self.topology, self.links, log)
-        recover(log, old_logs, self.shards, self.topology, 0)
+        recover(log, old_logs, self.shards, self.topology, now_ns)
         self.durable = log.durable
         if topology:
             self.topology.begin_handback(frontends)
@@ -139,6 +140,13 @@ cdef class Workshop:
         self._cool()
         if self.desk is not None:
             self.desk.tick(now_ns)
+
+    def rest(self) -> None:
+        """Nothing more is delivered: the log gets exactly what was."""
+        for index, shard in enumerate(self.shards):
+            if shard is not None:
+                shard.rest()
+                fifo_add(&self.touched, index)
 
     def _cool(self) -> None:
         """Give back the arena's memory that is not needed any more; lend what there was no room for before."""

@@ -42,8 +42,8 @@ def mq(broker: fastmq.Broker) -> Iterator[fastmq.Client]:
 class Cli:
     """Runs `fastmq` against the broker."""
 
-    def __init__(self, url: str) -> None:
-        self.environment = {**os.environ, "FASTMQ_URL": url}
+    def __init__(self, url: str, data_home: Path) -> None:
+        self.environment = {**os.environ, "FASTMQ_URL": url, "XDG_DATA_HOME": str(data_home)}
 
     def __call__(
         self, *arguments: str | bytes, stdin: bytes = b"", status: int = 0
@@ -60,8 +60,8 @@ class Cli:
 
 
 @pytest.fixture
-def cli(broker: fastmq.Broker) -> Cli:
-    return Cli(broker.url)
+def cli(broker: fastmq.Broker, tmp_path: Path) -> Cli:
+    return Cli(broker.url, tmp_path)
 
 
 def json_lines(output: bytes) -> list[dict[str, Any]]:
@@ -182,7 +182,8 @@ def test_many_refusals_are_counted_and_not_all_named(cli: Cli) -> None:
         ("bench", "speed"),
         ("bench", "queue", "--size", "9"),
         ("bench", "queue", "--size", "1000000", "--messages", "1000000"),
-        ("serve", "--data-dir", "kept"),
+        ("serve", "--data-dir", "/dev/null/below"),
+        ("serve", "--ephemeral", "--data-dir", "kept"),
         ("serve", "--config", "no-such-file.toml"),
         ("status", "--url", "http://127.0.0.1/"),
     ],
@@ -193,10 +194,12 @@ def test_wrong_usage_is_told_with_status_2(cli: Cli, arguments: tuple[str, ...],
     assert done.stdout == b""
 
 
-def test_data_dir_is_refused_in_words(cli: Cli) -> None:
-    told = cli("serve", "--data-dir", "kept", status=2).stderr
-    assert b"data_dir" in told
-    assert b"memory only" in told
+def test_folder_that_is_no_data_directory_is_refused_and_left_alone(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mother.txt").write_text("dear")
+    told = cli("serve", "--data-dir", str(tmp_path / "letters"), status=2).stderr
+    assert b"mother.txt" in told
+    assert (tmp_path / "letters" / "mother.txt").read_text() == "dear"
 
 
 @pytest.mark.parametrize(
@@ -423,7 +426,7 @@ def test_bench_of_a_broker_that_goes_away_ends_with_status_3(cli: Cli) -> None:
     assert b"Traceback" not in err
 
 
-def test_serve_says_ready_and_stops_on_sigterm(cli: Cli) -> None:
+def test_serve_says_ready_stops_on_sigterm_and_keeps_what_it_had(cli: Cli, tmp_path: Path) -> None:
     process = cli.start("serve", "--port", "0", "--workers", "1")
     with process:
         assert process.stdout is not None
@@ -438,8 +441,13 @@ def test_serve_says_ready_and_stops_on_sigterm(cli: Cli) -> None:
         output, told = process.communicate(timeout=5)
         assert process.returncode == 0
         assert output == b""
-        assert b"keeps nothing" in told
+        assert f"data in {tmp_path / 'fastmq'}".encode() in told
         assert b"Traceback" not in told
+    with cli.start("serve", "--port", "0", "--workers", "1") as process:
+        assert process.stdout is not None
+        cli("consume", "q", "--count", "1", "--url", process.stdout.readline().decode().split()[1])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=5)
 
 
 def test_ephemeral_serve_stops_on_ctrl_c_without_a_word_about_disks(cli: Cli, tmp_path: Path) -> None:
@@ -452,7 +460,7 @@ def test_ephemeral_serve_stops_on_ctrl_c_without_a_word_about_disks(cli: Cli, tm
         os.killpg(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=5)
         assert process.returncode == 0
-        assert b"keeps nothing" not in told
+        assert b"data in" not in told
         assert b"Traceback" not in told
 
 

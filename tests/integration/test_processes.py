@@ -101,7 +101,7 @@ def test_children_inherit_nothing_but_their_control_socket():
 @pytest.mark.parametrize(("settings", "status", "text"), [
     (["no_such_setting=1"], 2, "no_such_setting"),
     (["workers=99"], 2, "workers"),
-    (["data_dir=/tmp/x"], 2, "data_dir"),
+    (["data_dir=/dev/null/below"], 2, "data_dir"),
     (["host=203.0.113.1", "port=0"], 1, "203.0.113.1"),
 ])
 def test_what_cannot_start_says_why(settings, status, text):
@@ -288,8 +288,6 @@ def test_forked_copy_of_the_program_leaves_the_broker_alone():
 def test_embedded_broker_refuses_what_it_does_not_know():
     with pytest.raises(BadArgument, match="colour"):
         Broker(colour="red")
-    with pytest.raises(BadArgument, match="data_dir"):
-        Broker(data_dir="/nowhere")
 
 
 def test_broker_that_does_not_become_ready_shows_its_log(monkeypatch):

@@ -32,7 +32,7 @@ class WorkerProcess:
                 programs.command("fastmq.server.worker", str(theirs.fileno())), env=programs.environment(), pass_fds=(theirs.fileno(),)
             )
         fields = {"op": "start", "index": 1, "epoch": EPOCH, "supervisor": os.getpid(), "workers": 2, "shards": 2, "map": [1, 1],
-                  "settings": Config().to_map(), "frontends": []}
+                  "settings": Config().to_map(), "frontends": [], "log": "", "old_logs": []}
         self.control.send({**fields, **start}, (make_arena_fd(4096),))     # too small for a region: all goes through the ring
         assert self.control.wait() == ({"op": "ready"}, [])
 
