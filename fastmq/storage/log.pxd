@@ -6,7 +6,12 @@
 # the GIL but for those that Python makes, and none of them waits for a disk but `open`, `read` and `close`.
 #
 #     append, append, ... -> [ batch that fills ] --submit--> [ batch in flight ] --journal thread: write, sync--> durable, fileno readable
+#
+# The journal holds only the tail. What lives longer is copied into *extents*, payloads of about 256 KiB under numbers that shards choose, and
+# a *checkpoint* holds all the rest; then the journal is trimmed. An extent counts only with a checkpoint that was begun after it was written.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastmq.wire.buffer cimport Buffer
 
 
 cpdef enum RecordLevel:         # which records a shard has to make for its log
@@ -26,10 +31,16 @@ cdef struct EntryHead:          # what stands before the bytes of an entry, in a
 
 
 cdef struct BatchView:          # entries of consecutive positions, as they were appended
-    uint64_t first              # position of the first
+    uint64_t first              # position of the first; 0: these are a checkpoint's, which have none
     uint32_t count
     const uint8_t* entries      # EntryHead, blob, EntryHead, blob ...; 8-byte aligned
     size_t size                 # bytes of all of them
+
+
+cdef struct ExtentRead:         # what became of an extent
+    uint64_t number
+    Buffer payload              # what was read, the caller's to free; empty where `error` is set
+    int error                   # 0; ENOSPC: it could not be written, and is not there; EBADMSG: it is damaged; else errno of a read
 
 
 cdef inline const uint8_t* entry_next(const uint8_t* entry) noexcept nogil:
@@ -53,8 +64,16 @@ cdef class Log:
     cdef readonly uint64_t submitted    # of the last entry of the last batch that was given to the journal thread
     cdef readonly uint64_t durable      # up to here everything survives any death, as of the last `look`
     cdef readonly bint failed           # a write or sync failed: nothing more becomes durable, the owner ends; `error` says what
-    cdef readonly bint full             # no room for the next segment, as of the last `look`; goes on by itself when there is
+    cdef readonly bint full             # no room for the next segment or an extent, as of the last `look`; goes on by itself when there is
+    cdef readonly uint64_t checkpointed  # position of the last durable checkpoint, as of the last `look`; 0: there is none
+    cdef readonly uint64_t tail_size    # bytes of journal behind it, as of the last `look`
+    cdef readonly uint64_t extent_bytes  # that extents take on disk, as of the last `look`
 
     cdef bint append(self, uint32_t shard, const uint8_t* records, size_t size) noexcept nogil
     cdef void submit(self) noexcept nogil
     cdef uint64_t look(self) noexcept nogil
+    cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil
+    cdef bint extent_read(self, uint64_t number) noexcept nogil
+    cdef bint extent_next(self, ExtentRead* out) noexcept nogil
+    cdef void extent_free(self, uint64_t number) noexcept nogil
+    cdef bint checkpoint(self, uint64_t position, Buffer* states) noexcept nogil

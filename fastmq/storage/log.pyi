@@ -21,6 +21,9 @@ class Log:
     durable: int
     failed: bool
     full: bool
+    checkpointed: int
+    tail_size: int
+    extent_bytes: int
 
     def __init__(self, record_level: int = RecordLevel.RECORDS_NONE) -> None: ...
     @property

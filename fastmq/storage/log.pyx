@@ -1,6 +1,8 @@
 """The log's interface, and the log that keeps nothing (see log.pxd)."""
 import select
 
+from fastmq.wire.buffer cimport buffer_free
+
 
 cdef class LogReader:
     """Finds nothing."""
@@ -25,7 +27,7 @@ cdef class LogReader:
             self.entry = self.view.entries
             self.left = self.view.count
         head = <const EntryHead*> self.entry
-        position = self.view.first + (self.view.count - self.left)
+        position = self.view.first + (self.view.count - self.left) if self.view.first else 0
         self.left -= 1
         self.entry = entry_next(self.entry)
         return position, head.shard, (<const char*> head + sizeof(EntryHead))[:head.size]
@@ -51,6 +53,34 @@ cdef class Log:
     cdef uint64_t look(self) noexcept nogil:
         """Read what the journal thread has said: updates `durable`, `failed` and `full`, and returns `durable`. Never blocks."""
         return self.durable
+
+    cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil:
+        """Have an extent written in the background, in the order of the calls. Takes the payload over: it is empty afterwards. False: no
+        memory, nothing is changed. `number` is used for the first time, or again after `extent_free`."""
+        buffer_free(payload)
+        return True
+
+    cdef bint extent_read(self, uint64_t number) noexcept nogil:
+        """Begin to read an extent back, which `extent_next` then gives; one that is still being written too. False: no memory."""
+        return True
+
+    cdef bint extent_next(self, ExtentRead* out) noexcept nogil:
+        """An extent that was read, or one that could not be written (ENOSPC); False: none now. The bell rings for one."""
+        return False
+
+    cdef void extent_free(self, uint64_t number) noexcept nogil:
+        """An extent is not needed any more. Its room is used again when a checkpoint that was begun after this call is durable."""
+        pass
+
+    cdef bint checkpoint(self, uint64_t position, Buffer* states) noexcept nogil:
+        """Have the whole state kept, in the background: it replaces the last checkpoint, and the journal is trimmed up to `position`.
+
+        `states`: framed entries as a BatchView has them, taken over: empty afterwards. They may rest on all entries appended and all extents
+        written before the call. False: one is being written already, or no memory; nothing is changed. One that finds no room is given up
+        (`full`), and the last one stays.
+        """
+        buffer_free(states)
+        return True
 
     @property
     def error(self) -> OSError | None:
@@ -79,7 +109,8 @@ cdef class Log:
         return -1
 
     def read(self, position: int = 1) -> LogReader:
-        """The durable entries from `position` on, in order; those that were trimmed are passed over. After `open`, before `append`."""
+        """The checkpoint's entries (position 0), then the durable ones from `position` on, in order; those that were trimmed are passed over.
+        After `open`, before `append`."""
         return LogReader()
 
     def trim(self, position: int) -> None:
