@@ -145,25 +145,32 @@ class Writer:
             self.note("told", durable)
 
     def wait(self, position: int) -> None:
-        """Until it is durable, or the log has failed or is full."""
+        """Until it is durable, or the log has failed."""
         poll = select.poll()
         poll.register(self.log.fileno(), select.POLLIN)
         self.look()
-        while self.told < position and not self.log.failed and not self.log.full:
+        while self.told < position and not self.log.failed:
             assert poll.poll(20_000), f"position {position} does not become durable; {self.told} is"
             self.look()
+
+    def wait_for_news(self) -> None:
+        """Until the bell rings."""
+        poll = select.poll()
+        poll.register(self.log.fileno(), select.POLLIN)
+        assert poll.poll(20_000), "nothing was heard of the log"
+        self.look()
 
     def trim(self) -> None:
         position = self.rnd.randint(0, self.told)
         self.note("trim", position)
         self.log.trim(position)
 
-    def write(self, rounds: int) -> None:
+    def write(self, rounds: int, trims: bool = True) -> None:
         for _ in range(rounds):
             self.append()
             if self.rnd.random() < 0.8:
                 self.wait(len(self.entries))
-            if self.rnd.random() < 0.05:
+            if trims and self.rnd.random() < 0.05:
                 self.trim()
         self.wait(len(self.entries))
 

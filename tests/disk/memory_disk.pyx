@@ -7,7 +7,7 @@ SHORT, which lets a write do half of its work and anything else fail with EIO.
 """
 import os
 
-from libc.errno cimport EBADF, EEXIST, EIO, ENOENT
+from libc.errno cimport EBADF, EEXIST, EIO, ENOENT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
@@ -37,6 +37,7 @@ cdef class MemoryDisk(Files):
     cdef public int fail_at
     cdef public int fail_with
     cdef public str failed_call
+    cdef public object room             # bytes that files may still grow by
     cdef public bint records
     cdef public bint does_sync          # False: a table without fdatasync
     cdef public bint does_sync_folder   # False: one without the folder's sync
@@ -49,6 +50,7 @@ cdef class MemoryDisk(Files):
             self.paths[path] = self.new_inode(data)
         self.next_fd = 1000
         self.fail_at = -1
+        self.room = 1 << 40
         self.records = self.does_sync = self.does_sync_folder = True
         cdef FileCalls* c = &self.calls
         c.self = <void*> self
@@ -168,6 +170,9 @@ cdef int resize(MemoryDisk disk, str call, int fd, uint64_t size, bint shrinks):
     if not isinstance(inode.data, bytearray):
         inode.data = bytearray(inode.data)
     if len(inode.data) < size:
+        if disk.room < size - len(inode.data):
+            return -ENOSPC
+        disk.room -= size - len(inode.data)
         inode.data.extend(bytes(size - len(inode.data)))
     elif shrinks:
         del inode.data[size:]
