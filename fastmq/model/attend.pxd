@@ -9,9 +9,12 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastmq._core cimport Ring, Slot, ring_free, ring_pop_front, ring_size
+from fastmq.model.ageing cimport age_forget
 from fastmq.model.effects cimport effects_begin
+from fastmq.model.gets cimport gets_drop
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
 from fastmq.model.members cimport consumer_close, consumer_new, queue_next_seq, queue_ready, session_free
+from fastmq.model.pieces cimport Piece, SEQ_NONE, extent_leave, piece_at, pieces_drop, pieces_free, pieces_split
 from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_PURGE, C_QUEUE_DELETE, C_SESSION_END
 from fastmq.model.shard_records cimport LEVEL_ALL, LEVEL_DURABLE, ChangeConsume, ChangeQueue, ChangeSession, record_add
 from fastmq.model.state cimport FORGET, GARBAGE_STEP_COUNT, Garbage, ShardState, done_range
@@ -50,6 +53,8 @@ cdef inline void session_end(ShardState* s, Session* session, bint bye) noexcept
         change.frontend = session.frontend
         change.hello = bye
         record_add(&s.records, C_SESSION_END, False, &change, sizeof(change))
+    if session.gets:
+        gets_drop(s, session.sid, 0)
     while session.consumers.count:
         if session.consumers.mask != mask or i > mask:      # it was halved: look from the start
             mask = session.consumers.mask
@@ -128,11 +133,22 @@ cdef inline uint32_t consumer_cancel(ShardState* s, uint32_t frontend, uint64_t 
 cdef inline bint queue_empty(ShardState* s, Queue* q) noexcept nogil:
     """What is ready becomes garbage; False, and nothing changed, when there is no memory."""
     cdef Garbage* garbage
+    cdef uint32_t i
     if queue_ready(q) == 0:
         return True
     garbage = <Garbage*> malloc(sizeof(Garbage))
     if garbage == NULL:
         return False
+    if not pieces_split(&q.pieces, &garbage.pieces):
+        free(garbage)
+        return False
+    if q.pieces.count:
+        for i in range(q.returned_count):
+            if not pieces_drop(&s.extents, &q.pieces, q.returned[i].seq, q.returned[i].seq):
+                s.failed = True
+    idmap_free(&q.counts)
+    if s.ageing.sweeping == q:
+        s.ageing.unvisited = 0
     garbage.ring = q.ring
     garbage.returned = q.returned
     garbage.returned_count = q.returned_count
@@ -153,6 +169,9 @@ cdef inline void queue_done(ShardState* s, Queue* q) noexcept nogil:
     cdef uint32_t i
     for i in range(q.returned_count):
         done_range(s, q, q.returned[i].seq, q.returned[i].seq)
+    for i in range(q.pieces.count):
+        if piece_at(&q.pieces, i).cold:
+            done_range(s, q, piece_at(&q.pieces, i).first, piece_at(&q.pieces, i).last)
     if ring_size(&q.ring):
         done_range(s, q, q.seq_base + q.ring.first, queue_next_seq(q) - 1)
 
@@ -195,6 +214,8 @@ cdef inline void queue_delete(ShardState* s, Queue* q) noexcept nogil:
         change.queue = q.id
         record_add(&s.records, C_QUEUE_DELETE, q.flags & QUEUE_DURABLE, &change, sizeof(change))
     unused_clear(s, q)
+    if q.gets:
+        gets_drop(s, 0, q.id)
     while q.consumers != NULL:
         session = q.consumers.session
         queue_tell(s, q.consumers)
@@ -209,6 +230,10 @@ cdef inline void queue_delete(ShardState* s, Queue* q) noexcept nogil:
         s.failed = True
         return
     tail_detach(&s.store, &q.tail)
+    if not pieces_drop(&s.extents, &q.pieces, 0, SEQ_NONE):  # of what was outstanding
+        s.failed = True
+    pieces_free(&q.pieces)
+    age_forget(s, q)
     idmap_remove(&s.queue_of, q.id)
     s.queue_count -= 1
     s.queues[q.index] = s.queues[s.queue_count]
@@ -223,6 +248,7 @@ cdef inline void garbage_step(ShardState* s) noexcept nogil:
     """Give back some messages of purged and deleted queues."""
     cdef Garbage* garbage = s.garbage
     cdef uint32_t left = GARBAGE_STEP_COUNT
+    cdef const Piece* piece
     cdef Slot slot
     while garbage != NULL and left:
         left -= 1
@@ -231,9 +257,14 @@ cdef inline void garbage_step(ShardState* s) noexcept nogil:
             store_drop(&s.store, NULL, &garbage.returned[garbage.returned_count].slot)
         elif ring_pop_front(&garbage.ring, &slot):
             store_drop(&s.store, NULL, &slot)
+        elif garbage.pieces.count:
+            garbage.pieces.count -= 1
+            piece = piece_at(&garbage.pieces, garbage.pieces.count)
+            extent_leave(&s.extents, piece.extent, piece.last - piece.first + 1)
         else:
             s.garbage = garbage.next
             ring_free(&garbage.ring)
             free(garbage.returned)
+            pieces_free(&garbage.pieces)
             free(garbage)
             garbage = s.garbage

@@ -1,6 +1,7 @@
 # From queues to consumers: whose turn it is, what a delivery carries, GET.
 #
-# Rules: what came back goes out before the ring, oldest first; a queue's ready messages are dealt in equal blocks to
+# Rules: what came back, or was read back, goes out before the ring, oldest first, and never before an older one that is
+# cold still; a queue's ready messages are dealt in equal blocks to
 # the consumers that have room, in turn, and who got less than his block is first the next time; a pump does bounded
 # work. Messages of one session are gathered into deliveries of at most DELIVERY_SIZE_MAX bytes of records, consecutive
 # tags that agree in all a client is told into one run, adjacent bytes into one copy. A delivery's effect points to the
@@ -10,6 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmq._core cimport Ring, Slot, ring_at, ring_pop_front, ring_size
+from fastmq.model.ageing cimport age_taken
 from fastmq.model.effects cimport effects_begin
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
 from fastmq.model.members cimport consumer_fits, consumer_has_room, consumer_open, consumer_shut, queue_deliverable
@@ -18,7 +20,7 @@ from fastmq.model.outstanding cimport outstanding_add
 from fastmq.model.regions cimport Hold, regions_lend
 from fastmq.model.shard_records cimport C_DELIVER, LEVEL_ALL, ChangeDeliver, record_add
 from fastmq.model.state cimport PUMP_DELIVERIES_MAX, Delivery, Segment, ShardState, count_note, mark_write, queue_calm
-from fastmq.model.state cimport queue_show, queue_wake
+from fastmq.model.state cimport queue_show, queue_wake, queue_want
 from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes, store_chunk
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_pad8
 from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, RECORD_SHARED_MIN, LinkDeliver, LinkReply, LinkRun
@@ -27,8 +29,8 @@ from fastmq.wire.link cimport L_DELIVER, L_REPLY, QUEUE_DURABLE, RECORD_SHARED_M
 cdef inline const Slot* queue_peek(Queue* q) noexcept nogil:
     """The next message that may be delivered, or NULL."""
     if q.returned_count:
-        return &q.returned[0].slot
-    if q.seq_base + q.ring.first >= q.visible:
+        return &q.returned[0].slot if q.returned[0].seq < q.pieces.cold_seq and q.returned[0].seq < q.marked_end else NULL
+    if q.seq_base + q.ring.first >= q.visible or q.pieces.cold_count:
         return NULL
     return ring_at(&q.ring, 0)
 
@@ -43,17 +45,19 @@ cdef inline Outstanding* queue_take(ShardState* s, Queue* q, Consumer* c) noexce
         return NULL
     if q.returned_count:
         returned_pop(q, &back)
+        if s.ageing.sweeping == q:
+            age_taken(s, q, &back)
         e.slot = back.slot
         e.seq = back.seq
         e.deliveries = back.deliveries + 1
-        count_note(s, q, &e.slot, e.seq, e.deliveries)
+        if e.deliveries > 1 or e.seq <= q.mark:
+            count_note(s, q, &e.slot, e.seq, e.deliveries)
     else:
         e.seq = q.seq_base + q.ring.first
         ring_pop_front(&q.ring, &e.slot)
         e.deliveries = 1
-        if e.seq > q.mark and q.kept:
-            mark_write(s, q, e.seq)
-            q.marked_end = e.seq + 1
+    if e.seq > q.mark and q.kept:                           # a GET, which did not wait for the mark
+        mark_write(s, q, e.seq)
     e.queue = q
     e.consumer = c
     e.next = NULL
@@ -322,6 +326,8 @@ cdef inline bint pump_queues(ShardState* s) noexcept nogil:
         left -= given if given < left else left
         if given:
             queue_wake(s, q)            # behind the others, if there is more; where nothing fitted, after a change
+        elif q.pieces.cold_count:
+            queue_want(s, q)
     delivery_flush(s)
     return s.dirty_first != NULL
 
@@ -331,10 +337,12 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
     cdef Delivery* d = &s.delivery                          # empty between pumps
     cdef ChangeDeliver change
     cdef LinkReply* reply
-    cdef Outstanding* e
+    cdef Outstanding* e = NULL
     cdef size_t size
     cdef uint8_t* at
+    cdef uint64_t marked_end = q.marked_end
     q.visible = q.durable_end                               # a GET does not wait for marks
+    q.marked_end = <uint64_t> -1
     if queue_peek(q) != NULL:
         change.first_tag = s.outstanding.next_tag
         e = queue_take(s, q, &session.getter)
@@ -351,6 +359,7 @@ cdef inline bint get_reply(ShardState* s, uint64_t token, uint32_t frontend, Ses
             change.turn_kept = 0
             change.padding = 0
             record_add(&s.records, C_DELIVER, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+    q.marked_end = q.mark + 1 if q.kept and marked_end <= q.mark and e != NULL and e.seq == q.mark else marked_end
     queue_show(s, q)
     size = delivery_head_size(d) + d.size
     reply = <LinkReply*> effects_begin(&s.effects, frontend, L_REPLY, s.index, sizeof(LinkReply) + size)

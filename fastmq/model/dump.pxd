@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t
 from fastmq._core cimport Slot, ring_at, ring_span
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Session
 from fastmq.model.outstanding cimport outstanding_find
+from fastmq.model.pieces cimport Piece, SEQ_NONE, piece_at
 from fastmq.model.publishers cimport Publisher
 from fastmq.model.state cimport ShardState
 from fastmq.model.store cimport Name, slot_name, slot_size, slot_timestamp_ms, store_bytes
@@ -15,6 +16,24 @@ cdef inline object dump_slot(ShardState* s, const Slot* slot):
     """(exchange, timestamp_ms, record) of a message."""
     cdef Name* name = &s.store.names.items[slot_name(slot)]
     return name.data[:name.size], slot_timestamp_ms(slot), store_bytes(&s.store, slot)[:slot_size(slot)]
+
+
+cdef inline list dump_pieces(Queue* q):
+    """(first, last, extent, cold) of each; their sums are checked."""
+    cdef list found = []
+    cdef uint32_t i
+    cdef const Piece* piece
+    for i in range(q.pieces.count):
+        piece = piece_at(&q.pieces, i)
+        if found and found[-1][1] >= piece.first:
+            raise AssertionError(f"pieces overlap at {piece.first}")
+        found.append((piece.first, piece.last, piece.extent.number, bool(piece.cold)))
+    cold = [(first, last) for first, last, _, is_cold in found if is_cold]
+    if q.pieces.cold_count != sum([last - first + 1 for first, last in cold]):
+        raise AssertionError("the count of cold messages is wrong")
+    if q.pieces.cold_seq != (cold[0][0] if cold else SEQ_NONE):
+        raise AssertionError("the first cold message is not the first")
+    return found
 
 
 cdef inline dict dump_queue(ShardState* s, Queue* q):
@@ -41,6 +60,7 @@ cdef inline dict dump_queue(ShardState* s, Queue* q):
         c = c.open_next
     return {"flags": q.flags, "next_seq": q.seq_base + q.ring.end, "ready": ready, "unacknowledged": q.unacknowledged,
             "ready_bytes": q.ready_bytes, "consumers": consumers, "turns": turns, "exclusive": bool(q.exclusive),
+            "pieces": dump_pieces(q), "cold": q.pieces.cold_count,
             "unused": (q.unused_sid, q.unused_frontend if q.unused_sid else 0)}
 
 

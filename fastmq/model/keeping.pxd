@@ -1,23 +1,24 @@
 # What a shard has in its log: the records of LEVEL_DURABLE applied again, and what waits until the log has it for good.
 #
 # Rules: a message is named by its queue and its sequence there, which it keeps over deaths. While records are applied,
-# all messages lie in the rings, at the places that their sequences say, with removed places between them; `keeping_end`
-# then makes an ordinary state of it: what may have been delivered is in the heaps, as if it had come back. Records of
-# queues and messages that are no more are passed over: what follows may have removed them. In the worker, without the
-# GIL.
+# all messages lie in the rings, at the places that their sequences say, with removed places between them, or are cold: a
+# snapshot has told of their pieces; `keeping_end` then makes an ordinary state of it: what may have been delivered is in
+# the heaps, as if it had come back. Records of queues and messages that are no more are passed over: what follows may
+# have removed them, or a snapshot was made after it. In the worker, without the GIL.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmq._core cimport Ring, Slot, ring_at, ring_pop_front, ring_push_back, ring_remove, ring_size, ring_span
-from fastmq.model.members cimport Queue, queue_next_seq, returned_push
+from fastmq.model.members cimport Queue, queue_next_seq
+from fastmq.model.pieces cimport pieces_drop, pieces_find
 from fastmq.model.publish cimport publish_publisher, queue_put, records_measure
 from fastmq.model.publishers cimport Publisher, publisher_take
 from fastmq.model.shard_records cimport C_COUNT, C_DONE, C_KEEP, C_MARK, C_TAKEN
 from fastmq.model.shard_records cimport ChangeCount, ChangeDone, ChangeTake, ChangeTaken, KeptQueue, RecordHead
-from fastmq.model.state cimport Hidden, ShardState, queue_find, queue_show
+from fastmq.model.state cimport Hidden, ShardState, queue_find, queue_return, queue_show
 from fastmq.model.store cimport NAME_NONE, SLOT_KEPT, name_take, slot_size, store_drop
 from fastmq.wire.buffer cimport buffer_clear, buffer_drop_front
-from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_put, idmap_remove
+from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 
 
 # ---- what waits for the log
@@ -84,7 +85,8 @@ cdef inline int replay_kept(ShardState* s, const RecordHead* head, const uint8_t
         q.mark = count.seq
         return 0
     if head.kind == C_COUNT:
-        if kept_slot(q, count.seq) != NULL and not idmap_put(&q.counts, count.seq, <uint64_t> count.deliveries + 1):
+        if ((kept_slot(q, count.seq) != NULL or pieces_find(&q.pieces, count.seq) != NULL)
+                and not idmap_put(&q.counts, count.seq, <uint64_t> count.deliveries + 1)):
             s.failed = True
         return 0
     return -1
@@ -177,6 +179,8 @@ cdef inline void replay_done(ShardState* s, Queue* q, uint64_t first, uint64_t l
     cdef Slot gone
     if last > q.mark:
         q.mark = last
+    if not pieces_drop(&s.extents, &q.pieces, first, last):
+        s.failed = True
     if first < low:
         first = low
     if last >= queue_next_seq(q):
@@ -197,6 +201,18 @@ cdef inline void replay_done(ShardState* s, Queue* q, uint64_t first, uint64_t l
         first += 1
 
 
+cdef inline void counts_of_cold(ShardState* s, Queue* q) noexcept nogil:
+    """Keep of `counts` what is said there of cold messages."""
+    cdef IdMap all = q.counts
+    cdef size_t i
+    idmap_init(&q.counts)
+    for i in range(all.mask + 1 if all.entries != NULL and q.pieces.count else 0):
+        if all.entries[i].key and pieces_find(&q.pieces, all.entries[i].key) != NULL:
+            if not idmap_put(&q.counts, all.entries[i].key, all.entries[i].value):
+                s.failed = True
+    idmap_free(&all)
+
+
 cdef inline void keeping_end(ShardState* s) noexcept nogil:
     """All records have been applied."""
     cdef uint64_t seq, next_seq, count
@@ -212,10 +228,9 @@ cdef inline void keeping_end(ShardState* s) noexcept nogil:
             seq = q.seq_base + q.ring.first
             ring_pop_front(&q.ring, &slot)
             count = idmap_get(&q.counts, seq, 2)
-            if not returned_push(q, &slot, seq, <uint32_t> (count - 1)):
-                s.failed = True
-                return
-        idmap_free(&q.counts)
+            queue_return(s, q, &slot, seq, <uint32_t> (count - 1))
+        counts_of_cold(s, q)
+        q.recovered_mark = q.mark
         if ring_size(&q.ring) == 0:
             q.seq_base = next_seq - q.ring.end
         if q.kept:

@@ -1,13 +1,14 @@
 # The nouns of a shard and how they hang together: queues, consumers, sessions, outstanding messages.
 #
 # Owns: the memory of each. Rules: a message is ready (in its queue's ring, or in its heap once it came back) or
-# outstanding (in the table by tag), never both; an outstanding message is in the list of its session and in that of its
-# queue, both ascending by tag; a consumer that was cancelled lives until its last message is settled. No Python object,
-# no I/O; runs in the worker, without the GIL.
+# outstanding (in the table by tag), never both; a ready one may be cold: in an extent, and not in memory until its turn
+# comes (model/cold.pxd), and what follows it waits. What is ready goes out by its sequence. An outstanding message is in
+# the list of its session and in that of its queue, both ascending by tag; a consumer that was cancelled lives until its
+# last message is settled. No Python object, no I/O; runs in the worker, without the GIL.
 #
 #                      ring: never delivered, by sequence                             Session (sid)
-#       Queue -------- heap: came back, older than the ring                              |  consumers, by number
-#         |  |                                                                           |  the getter, number 0
+#       Queue -------- heap: older than the ring; came back, or was read back            |  consumers, by number
+#         |  | \------ pieces: older than the ring; in extents, cold ones nowhere else    |  the getter, number 0
 #         |  +-- consumers: all; those with room, in turn ---------------- Consumer -----+
 #         +----- outstanding messages --- Outstanding (tag) --- its consumer ------------+  outstanding messages
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -15,6 +16,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
 from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_place, ring_size
+from fastmq.model.pieces cimport Pieces, pieces_init
 from fastmq.model.store cimport Chunk
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 
@@ -23,11 +25,11 @@ cdef extern from *:
     void prefetch "__builtin_prefetch"(const void* address) noexcept nogil
 
 
-cdef struct Returned:               # a message that came back
+cdef struct Returned:               # a message that came back, or was read back
     Slot slot
     uint64_t seq
     uint32_t deliveries             # so far
-    uint32_t padding
+    uint32_t stamp                  # see Ageing.generation
 
 
 cdef struct Queue:
@@ -62,8 +64,14 @@ cdef struct Queue:
     uint32_t unused_frontend
     uint32_t listed                 # in the list of live queues of the attachment in hand
     uint32_t kept                   # the log has its persistent messages
-    uint32_t padding
-    IdMap counts                    # while records are applied: sequence -> 1 + deliveries, where they are not those that `mark` implies
+    uint32_t gets                   # GETs that wait for its next message to be read back
+    Pieces pieces
+    uint64_t ahead_seq              # first message of what was asked for last: it is being delivered, so ask for what follows
+    uint64_t recovered_mark         # `mark` when all records had been applied: what is cold up to here may have been delivered
+    uint64_t age_end                # up to here, excluded, the snapshot in hand needs everything to be in extents,
+    uint64_t told_end               # and up to here, excluded, it tells of the pieces already
+    IdMap counts                    # of cold messages, and while records are applied of all: sequence -> 1 + deliveries, where they
+                                    # are not those that `mark` implies
     Queue* unused_next
     Queue* unused_previous
 
@@ -95,7 +103,7 @@ cdef struct Session:
     Outstanding* first              # ascending by tag
     Outstanding* last
     uint32_t outstanding
-    uint32_t padding
+    uint32_t gets                   # that wait
 
 
 cdef struct Outstanding:
@@ -129,7 +137,8 @@ cdef inline void queue_prefetch_front(Queue* q) noexcept nogil:
 
 # ---- messages that came back
 
-cdef inline bint returned_push(Queue* q, const Slot* slot, uint64_t seq, uint32_t deliveries) noexcept nogil:
+cdef inline bint returned_push(Queue* q, const Slot* slot, uint64_t seq, uint32_t deliveries,
+                               uint32_t stamp) noexcept nogil:
     """False, and nothing changed, when there is no memory."""
     cdef uint32_t room, i, parent
     cdef Returned* heap
@@ -152,7 +161,7 @@ cdef inline bint returned_push(Queue* q, const Slot* slot, uint64_t seq, uint32_
     heap[i].slot = slot[0]
     heap[i].seq = seq
     heap[i].deliveries = deliveries
-    heap[i].padding = 0
+    heap[i].stamp = stamp
     return True
 
 
@@ -190,11 +199,12 @@ cdef inline Queue* queue_new(uint64_t id, uint32_t flags) noexcept nogil:
         q.visible = q.durable_end = q.marked_end = <uint64_t> -1
         ring_init(&q.ring)
         idmap_init(&q.counts)
+        pieces_init(&q.pieces)
     return q
 
 
 cdef inline uint64_t queue_ready(const Queue* q) noexcept nogil:
-    return ring_size(&q.ring) + q.returned_count
+    return ring_size(&q.ring) + q.returned_count + q.pieces.cold_count
 
 
 cdef inline uint64_t queue_next_seq(const Queue* q) noexcept nogil:
@@ -203,8 +213,10 @@ cdef inline uint64_t queue_next_seq(const Queue* q) noexcept nogil:
 
 
 cdef inline uint64_t queue_deliverable(const Queue* q) noexcept nogil:
-    """How many of the ready messages may be delivered, or a few more."""
+    """How many of the ready messages may be delivered, or a few more; 0 only when none may."""
     cdef uint64_t hidden = queue_next_seq(q) - q.visible if q.visible < queue_next_seq(q) else 0
+    if q.pieces.cold_count:
+        return q.returned_count if q.returned_count and q.returned[0].seq < q.pieces.cold_seq else 0
     return q.returned_count + (ring_size(&q.ring) - hidden if hidden < ring_size(&q.ring) else 0)
 
 
@@ -309,8 +321,8 @@ cdef inline Session* session_new(uint64_t sid, uint32_t frontend, uint32_t hello
 
 
 cdef inline bint session_is_idle(const Session* session) noexcept nogil:
-    """It has neither consumers nor messages: nothing to know about it."""
-    return session.consumers.count == 0 and session.outstanding == 0
+    """It has neither consumers nor messages, and waits for none: nothing to know about it."""
+    return session.consumers.count == 0 and session.outstanding == 0 and session.gets == 0
 
 
 cdef inline void session_free(Session* session) noexcept nogil:

@@ -14,12 +14,13 @@ from fastmq.model.publish cimport publish_publisher, publish_take, publisher_for
 from fastmq.model.publishers cimport Publisher, publishers_find
 from fastmq.model.settle cimport Search, settle_range
 from fastmq.model.keeping cimport replay_kept
-from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER, C_FORGET, C_KEEP, C_PURGE, C_QUEUE
+from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_DECIDE, C_DELIVER, C_FORGET, C_KEEP, C_PLACE, C_PURGE, C_QUEUE
 from fastmq.model.shard_records cimport C_QUEUE_DELETE
 from fastmq.model.shard_records cimport C_SESSION, C_SESSION_END, C_SETTLE, C_TAKE, C_UNUSED
 from fastmq.model.shard_records cimport ChangeConsume, ChangeDecide, ChangeDeliver, ChangeQueue, ChangeSession
 from fastmq.model.shard_records cimport ChangeSettle
 from fastmq.model.shard_records cimport ChangeTake, RecordHead
+from fastmq.model.snapshot cimport replay_snapshot
 from fastmq.model.state cimport ShardState, queue_declare, queue_find, queue_wake
 from fastmq.model.state cimport session_find, session_leave, session_make, unused_clear
 from fastmq.wire.idmap cimport idmap_get
@@ -51,6 +52,8 @@ cdef inline int replay_record(ShardState* s, const RecordHead* head, const uint8
     cdef Queue* q
     if head.kind == C_TAKE:
         return replay_take(s, at, head.size)
+    if head.kind >= C_PLACE:
+        return replay_snapshot(s, head, at)
     if head.kind >= C_KEEP:
         return replay_kept(s, head, at)
     if head.kind >= C_DECIDE:

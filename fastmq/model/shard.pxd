@@ -12,6 +12,16 @@
 #   effects     what is to be sent                        compact    copy out of sparse chunks
 #   shard_records  every change                           state      all of it together, and what they share
 #   replay      records applied again                     keeping    those of the log, and what waits for it
+#   pieces      which messages lie in which extent        extents    the payload of an extent
+#   ageing      copied into extents                       cold       back into memory
+#   gets        GETs that wait for what is cold           snapshot   the state as records, for a checkpoint
+#
+# With a log the worker also carries out wishes, each turn, in this order, and clears the lists (`state.extents`):
+#
+#   writes   ExtentWrite[]   Log.extent_write(number, &payload): takes the payload over; then the list is cleared. When it could
+#                            not be written: extent_failed, with that payload
+#   reads    uint64_t[]      Log.extent_read(number); what comes: extent_arrived, or extent_failed where it was not written
+#   frees    uint64_t[]      Log.extent_free(number); one that failed, or that no checkpoint knows, may be among them
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.model.effects cimport Effects
@@ -65,6 +75,31 @@ cdef class Shard:
 
     # Nothing more will be delivered: write down what was.
     cpdef void rest(self) noexcept nogil
+
+    # An extent that was asked for has come; the bytes are copied. HANDLE_MALFORMED: it does not hold what the shard's pieces say,
+    # and the worker must end. One that nobody needs any more changes nothing. Then collect, pump.
+    cdef int extent_arrived(self, uint64_t number, const uint8_t* data, size_t size) noexcept nogil
+
+    # An extent could not be written for want of room: its payload, as it was given, so that its messages lie in memory again (the
+    # log has them still: nothing of it was trimmed). A snapshot in hand is spoiled, and so must be a checkpoint that was given to
+    # the log after that extent. Do not call `age` before there is room again. Results as of extent_arrived. Then collect, pump.
+    cdef int extent_failed(self, uint64_t number, const uint8_t* data, size_t size) noexcept nogil
+
+    # Memory is short: let some of the longest queue become cold, at most about 64 KiB in a call. AGE_MORE: call again, while memory
+    # is short; AGE_DONE: nothing is left that is worth it. Look at the wishes after each call; memory falls when they are written.
+    cpdef int age(self) noexcept nogil
+
+    # A snapshot for a checkpoint of the log. `snapshot_begin` appends what is of one moment to `out` (the caller looks at out.failed); all
+    # records of before have been taken and appended to the log: the position of the last of them is the blob's. Then snapshot_step,
+    # with the same `out`, at most about 64 KiB copied or 2,048 pieces told in a call, and look at the wishes after each call:
+    #   AGE_MORE      call again
+    #   AGE_WAITS     call again when the log has more for good (durable_up_to): something is hidden still
+    #   AGE_DONE      `out` is whole; when the writes wished so far have been given to the log, Log.checkpoint may be called
+    #   AGE_SPOILED   an extent failed, or no snapshot was begun: forget `out`; begin anew when there is room
+    # `recover` of `out`, then of the records appended since snapshot_begin, on an empty shard, gives what was kept.
+    cdef void snapshot_begin(self, Buffer* out) noexcept nogil
+    cdef int snapshot_step(self, Buffer* out) noexcept nogil
+    cpdef void snapshot_abandon(self) noexcept nogil
 
     # Append a LinkCounts for each queue.
     cdef void counts(self, Buffer* out) noexcept nogil

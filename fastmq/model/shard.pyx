@@ -8,19 +8,25 @@ from libc.string cimport memset
 from fastmq._core cimport ring_free
 from fastmq.model.attend cimport consumer_add, consumer_cancel, garbage_step, queue_delete, queue_purge, session_end
 from fastmq.model.attend cimport session_enter
+from fastmq.model.ageing cimport age_longest
+from fastmq.model.ageing cimport AGE_LEAST_BYTES, AGE_LEAVE_BYTES, AGE_SPOILED
+from fastmq.model.cold cimport cold_arrived, cold_failed
 from fastmq.model.compact cimport compact_step
 from fastmq.model.deliver cimport get_reply, pump_queues
 from fastmq.model.dump cimport dump_outstanding, dump_publishers, dump_queue, dump_sessions
 from fastmq.model.effects cimport EffectHead, effects_begin, effects_clear, effects_free, effects_init, effects_next
+from fastmq.model.gets cimport get_must_wait, get_wait, gets_answer
 from fastmq.model.keeping cimport hidden_show, hidden_stamp, keeping_end
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Session, queue_ready, session_free, session_is_idle
 from fastmq.model.outstanding cimport outstanding_free, outstanding_init
+from fastmq.model.pieces cimport EXTENT_SIZE, ExtentWrite, extents_free, extents_init, pieces_free
 from fastmq.model.publish cimport publish_run, publisher_forget, publishers_tick
 from fastmq.model.publishers cimport Publisher, publishers_find, publishers_free, publishers_init
 from fastmq.model.replay cimport replay
 from fastmq.model.settle cimport settle
 from fastmq.model.shard_records cimport LEVEL_DURABLE, LEVEL_NONE
-from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, Segment, ShardState
+from fastmq.model.snapshot cimport snapshot_begin, snapshot_end, snapshot_step
+from fastmq.model.state cimport COMPACT_SLACK_BYTES, PUMP_COUNT_MAX, Garbage, Segment, ShardState, Waiting
 from fastmq.model.state cimport done_flush, marks_exact, queue_declare, queue_find, session_find, unused_tick
 from fastmq.model.store cimport store_free, store_init
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_extend, buffer_free, buffer_init
@@ -30,7 +36,7 @@ from fastmq.wire.link cimport L_ATTACH_SHARD, L_CANCEL, L_CONSUME, L_DELIVER, L_
 from fastmq.wire.link cimport L_QUEUE_DELETE, L_QUEUE_PURGE, L_REPLY, L_SESSION_END, L_SETTLE
 from fastmq.wire.link cimport LinkAttach, LinkCancel, LinkConsume, LinkCounts, LinkDeliver, LinkPublish, LinkPublishEntry
 from fastmq.wire.link cimport LinkQueue, LinkQueueRequest, LinkRange, LinkReply, LinkRun, LinkSessionEnd, LinkSettle, LinkSettleException
-from fastmq.wire.verbs cimport CONSUMER_EXISTS, NO_QUEUE, OK
+from fastmq.wire.verbs cimport CONSUMER_EXISTS, LIMIT, NO_QUEUE, OK
 
 from fastmq.errors import FastMQError
 
@@ -163,7 +169,10 @@ cdef int handle_get(ShardState* s, uint32_t frontend, const uint8_t* payload, si
     session = session_enter(s, head.sid, frontend, head.hello)
     if session == NULL:
         return -3
-    get_reply(s, head.token, frontend, session, q)
+    if not get_must_wait(q):
+        get_reply(s, head.token, frontend, session, q)
+    elif not get_wait(s, head.token, frontend, session, q):
+        reply(s, frontend, head.token, LIMIT, NULL)
     if session_is_idle(session):                            # made for nothing
         session_end(s, session, False)
     return 0
@@ -260,7 +269,8 @@ cdef class Shard:
                   int64_t publisher_keep_ns=3_600_000_000_000, uint32_t publishers_max=10_000,
                   uint32_t chunk_size_max=65536, uint8_t ring_block_shift=0, uint64_t span_free=64,
                   uint64_t delivery_size_max=DELIVERY_SIZE_MAX, uint32_t pump_count_max=PUMP_COUNT_MAX,
-                  uint64_t compact_slack_bytes=COMPACT_SLACK_BYTES):
+                  uint64_t compact_slack_bytes=COMPACT_SLACK_BYTES, uint64_t extent_size_max=EXTENT_SIZE,
+                  uint64_t age_leave_bytes=AGE_LEAVE_BYTES, uint64_t age_least_bytes=AGE_LEAST_BYTES):
         cdef ShardState* s = &self.state
         memset(s, 0, sizeof(ShardState))
         s.index = index
@@ -274,6 +284,10 @@ cdef class Shard:
         s.delivery_size_max = delivery_size_max
         s.compact_slack_bytes = compact_slack_bytes
         s.ring_block_shift = ring_block_shift
+        s.age_leave_bytes = age_leave_bytes
+        s.age_least_bytes = age_least_bytes
+        extents_init(&s.extents, index)
+        s.extents.size_max = extent_size_max
         store_init(&s.store)
         s.store.chunk_size_max = max(chunk_size_max, 512)
         outstanding_init(&s.outstanding)
@@ -319,6 +333,8 @@ cdef class Shard:
             result = handle_queue(s, frontend, kind, payload, size)
         else:
             result = HANDLE_UNKNOWN
+        if s.gets.size:
+            gets_answer(s)
         done_flush(s)
         return HANDLE_NO_MEMORY if state_failed(s) else result
 
@@ -348,6 +364,8 @@ cdef class Shard:
         if found.failed:
             s.failed = True
         buffer_free(&found)
+        if s.gets.size:
+            gets_answer(s)
 
     cpdef void tick(self, int64_t now_ns) noexcept nogil:
         self.state.now_ns = now_ns
@@ -360,6 +378,8 @@ cdef class Shard:
         s.now_ns = now_ns
         if s.garbage != NULL:
             garbage_step(s)
+        if s.gets.size:
+            gets_answer(s)
         compact_step(s)                     # before deliveries point to where messages lie
         more = pump_queues(s)
         state_failed(s)
@@ -399,6 +419,38 @@ cdef class Shard:
 
     cpdef void recovered(self) noexcept nogil:
         keeping_end(&self.state)
+
+    cdef int extent_arrived(self, uint64_t number, const uint8_t* data, size_t size) noexcept nogil:
+        cdef ShardState* s = &self.state
+        cdef int result = cold_arrived(s, number, data, size)
+        if s.gets.size:
+            gets_answer(s)
+        return HANDLE_NO_MEMORY if state_failed(s) else result
+
+    cdef int extent_failed(self, uint64_t number, const uint8_t* data, size_t size) noexcept nogil:
+        cdef ShardState* s = &self.state
+        cdef int result = cold_failed(s, number, data, size)
+        if s.gets.size:
+            gets_answer(s)
+        return HANDLE_NO_MEMORY if state_failed(s) else result
+
+    cpdef int age(self) noexcept nogil:
+        cdef int result = age_longest(&self.state)
+        state_failed(&self.state)
+        return result
+
+    cdef void snapshot_begin(self, Buffer* out) noexcept nogil:
+        snapshot_begin(&self.state, out)
+
+    cdef int snapshot_step(self, Buffer* out) noexcept nogil:
+        cdef int result = snapshot_step(&self.state, out)
+        if result == AGE_SPOILED:
+            snapshot_end(&self.state)
+        state_failed(&self.state)
+        return result
+
+    cpdef void snapshot_abandon(self) noexcept nogil:
+        snapshot_end(&self.state)
 
     # ---- Python
 
@@ -455,7 +507,8 @@ cdef class Shard:
             "duplicates": s.duplicates, "publishers": s.publishers.by_sid.count, "sessions": s.sessions.count,
             "queues": s.queue_count, "outstanding": s.outstanding.count, "live_bytes": s.store.live_bytes,
             "chunk_bytes": s.store.chunk_bytes, "span": s.outstanding.next_tag - s.outstanding.base,
-            "stragglers": s.outstanding.stragglers.count, "moved": s.moved,
+            "stragglers": s.outstanding.stragglers.count, "moved": s.moved, "extents": s.extents.by_number.count,
+            "gets": s.gets.size // sizeof(Waiting),
         }
 
     def apply(self, bytes records not None, int64_t now_ns=0):
@@ -466,6 +519,45 @@ cdef class Shard:
             raise MemoryError
         if result != 0:
             raise BadRecord("a record of this shard is damaged, or belongs to another state")
+
+    def begin_snapshot(self):
+        """What a snapshot begins with."""
+        cdef Buffer out
+        buffer_init(&out)
+        self.snapshot_begin(&out)
+        return buffer_take(&out)
+
+    def step_snapshot(self):
+        """(an AgeResult, what follows what there is)."""
+        cdef Buffer out
+        buffer_init(&out)
+        result = self.snapshot_step(&out)
+        return result, buffer_take(&out)
+
+    def take_wishes(self):
+        """([(number, payload) to be written ...], [number to be read ...], [number to be freed ...]) since the last call."""
+        cdef ShardState* s = &self.state
+        cdef ExtentWrite* writes = <ExtentWrite*> s.extents.writes.data
+        cdef uint64_t* reads = <uint64_t*> s.extents.reads.data
+        cdef uint64_t* frees = <uint64_t*> s.extents.frees.data
+        cdef size_t i
+        written = [(writes[i].number, buffer_take(&writes[i].payload)) for i in range(s.extents.writes.size // sizeof(ExtentWrite))]
+        read = [reads[i] for i in range(s.extents.reads.size // sizeof(uint64_t))]
+        freed = [frees[i] for i in range(s.extents.frees.size // sizeof(uint64_t))]
+        buffer_clear(&s.extents.writes)
+        buffer_clear(&s.extents.reads)
+        buffer_clear(&s.extents.frees)
+        return written, read, freed
+
+    def give_extent(self, uint64_t number, bytes payload not None):
+        """An extent that was asked for."""
+        if self.extent_arrived(number, payload, len(payload)) != 0:
+            raise BadRecord(f"extent {number} does not hold what it has to")
+
+    def refuse_extent(self, uint64_t number, bytes payload not None):
+        """An extent that was not written."""
+        if self.extent_failed(number, payload, len(payload)) != 0:
+            raise BadRecord(f"extent {number} does not hold what it has to")
 
     def stamp(self, uint64_t position):
         """The records that were taken end at this position of the log, not 0."""
@@ -500,9 +592,18 @@ cdef bytes delivery_bytes(const LinkDeliver* head):
     return b"".join(parts)
 
 
+cdef bytes buffer_take(Buffer* b):
+    """The buffer's bytes; its memory is given back."""
+    cdef bytes found = b.data[:b.size] if b.size else b""
+    if b.failed:
+        raise MemoryError
+    buffer_free(b)
+    return found
+
+
 cdef bint state_failed(ShardState* s) noexcept nogil:
     """Whether memory ran out, here or in a buffer."""
-    if s.effects.buffer.failed or s.records.failed:
+    if s.effects.buffer.failed or s.records.failed or s.extents.failed or s.extents.reads.failed:
         s.failed = True
     return s.failed
 
@@ -529,6 +630,8 @@ cdef void state_free(ShardState* s) noexcept nogil:
             free(c)
         ring_free(&q.ring)
         free(q.returned)
+        idmap_free(&q.counts)
+        pieces_free(&q.pieces)
         free(q)
     free(s.queues)
     while s.garbage != NULL:
@@ -536,6 +639,7 @@ cdef void state_free(ShardState* s) noexcept nogil:
         s.garbage = garbage.next
         ring_free(&garbage.ring)
         free(garbage.returned)
+        pieces_free(&garbage.pieces)
         free(garbage)
     outstanding_free(&s.outstanding)
     store_free(&s.store)
@@ -546,6 +650,9 @@ cdef void state_free(ShardState* s) noexcept nogil:
     buffer_free(&s.records)
     buffer_free(&s.hidden)
     buffer_free(&s.sizes)
+    buffer_free(&s.gets)
+    buffer_free(&s.ageing.counts)
+    extents_free(&s.extents)
     buffer_free(&s.delivery.runs)
     buffer_free(&s.delivery.names)
     buffer_free(&s.delivery.segments)

@@ -52,6 +52,11 @@ cpdef enum RecordKind:
     C_DONE = 16             # ChangeDone: these messages of a queue are no more
     C_MARK = 17             # ChangeCount: a queue's messages up to this sequence, and no others, may have been delivered once
     C_COUNT = 18            # ChangeCount: one message has been delivered so often
+    # in a snapshot only, with C_QUEUE and C_COUNT (model/snapshot.pxd)
+    C_PLACE = 19            # ChangePlace: where a queue's sequences are
+    C_PUBLISHER = 20        # ChangePublisher, LinkRange[]: a publisher's numbers, all of them
+    C_PIECE = 21            # ChangePiece: these messages of a queue lie in this extent
+    C_EXTENTS = 22          # u64: the highest number that an extent has had
 
 
 cdef struct ChangeQueue:
@@ -96,6 +101,26 @@ cdef struct ChangeCount:
     uint64_t seq
     uint32_t deliveries     # C_COUNT
     uint32_t padding
+
+
+cdef struct ChangePlace:
+    uint64_t queue
+    uint64_t next_seq
+    uint64_t mark
+
+
+cdef struct ChangePublisher:
+    uint64_t sid
+    uint64_t floor
+    uint64_t highest
+    uint64_t count          # ranges
+
+
+cdef struct ChangePiece:
+    uint64_t queue
+    uint64_t extent
+    uint64_t first
+    uint64_t last
 
 
 cdef struct ChangeDecide:

@@ -16,11 +16,12 @@ from fastmq.model.members cimport consumer_has_room, consumer_open, consumer_shu
 from fastmq.model.members cimport queue_next_seq, returned_push
 from fastmq.model.members cimport session_free, session_is_idle, session_new
 from fastmq.model.outstanding cimport OutstandingTable, outstanding_free, outstanding_init, outstanding_remove
+from fastmq.model.pieces cimport Extent, Extents, Pieces, extent_close, extents_free, extents_init, pieces_drop, pieces_find
 from fastmq.model.publishers cimport Publishers, publishers_free, publishers_init
 from fastmq.model.shard_records cimport C_COUNT, C_DONE, C_MARK, C_QUEUE, C_SESSION, C_UNUSED, LEVEL_ALL, LEVEL_DURABLE
 from fastmq.model.shard_records cimport ChangeCount, ChangeDone, ChangeQueue, ChangeSession, record_add
 from fastmq.model.store cimport Store, slot_is_kept, slot_size, store_drop, store_free, store_init, tail_detach
-from fastmq.wire.buffer cimport Buffer, buffer_extend, buffer_free, buffer_init
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_put, idmap_remove
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport L_UNUSED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, QUEUE_EXCLUSIVE, LinkQueueRequest
@@ -44,6 +45,7 @@ cdef struct Garbage:            # messages of a purged or deleted queue, to be d
     Returned* returned
     uint32_t returned_count
     uint32_t padding
+    Pieces pieces
     Garbage* next
 
 
@@ -76,6 +78,43 @@ cdef struct Hidden:             # messages that may be delivered only when the l
     uint64_t position           # of the log; 0: it has not been given the records yet
     bint taken                  # that they were published
     bint marked                 # that they may have been delivered
+
+
+cdef struct Waiting:            # a GET whose message is being read back
+    uint64_t token
+    uint64_t sid
+    uint64_t queue
+    uint32_t frontend
+    uint32_t padding
+
+
+cdef enum AgeStage:             # of a queue in the sweep of a snapshot: all that is kept in it is to lie in extents
+    AGE_RING = 0                # the ring becomes cold,
+    AGE_OUTSTANDING = 1         # what is outstanding is copied,
+    AGE_HEAP = 2                # and what is in the heap
+
+
+cdef struct Ageing:
+    bint snapshot               # one is being made
+    bint aged                   # its sweep is over
+    bint spoiled                # it is worth nothing: an extent was not written
+    uint32_t queue_at           # index of the queue that is being swept,
+    Queue* sweeping             # which has begun; NULL: it has not
+    AgeStage stage
+    uint32_t generation         # of the queue's sweep of its heap: what has it as stamp has been visited
+    uint32_t unvisited          # messages there that have not
+    uint32_t heap_at            # the next place in the heap to look at
+    Outstanding* cursor         # the next outstanding message to be visited
+    uint64_t tag_end            # those from here on need no visit
+    uint64_t leave              # bytes of the ring that stay in memory, because they are wanted soon
+    uint32_t out_at             # index of the queue whose pieces are being written,
+    uint32_t look_at            # and of the one that is asked next how long it is
+    Buffer counts               # C_COUNT records, which follow the pieces
+    uint64_t victim             # the queue that is being aged because memory is short; 0: none
+    uint64_t victim_end         # up to here, excluded
+    uint64_t victim_left        # bytes, until another is chosen
+    uint64_t longest            # the longest queue of those asked so far
+    uint64_t longest_bytes
 
 
 cdef struct ShardState:
@@ -115,6 +154,12 @@ cdef struct ShardState:
     ChangeDone done             # the last C_DONE, not written yet because it may grow; queue 0: none
     Buffer hidden               # Hidden[], by position
     size_t hidden_first         # of those, the first that still waits
+    Extents extents
+    size_t run_at               # where in the payload that is being filled the last run begins; 0: there is none
+    Ageing ageing
+    uint64_t age_leave_bytes    # see Ageing.leave
+    uint64_t age_least_bytes    # what is ready in a queue that is aged because memory is short
+    Buffer gets                 # Waiting[], in the order they came
     uint64_t published          # counters
     uint64_t delivered
     uint64_t settled
@@ -160,11 +205,16 @@ cdef inline void mark_write(ShardState* s, Queue* q, uint64_t seq) noexcept nogi
     record_add(&s.records, C_MARK, True, &change, sizeof(change))
 
 
+cdef inline uint64_t queue_front(const Queue* q) noexcept nogil:
+    """The sequence of the message that is delivered next, where there is one."""
+    if q.returned_count and q.returned[0].seq < q.pieces.cold_seq:
+        return q.returned[0].seq
+    return q.pieces.cold_seq if q.pieces.cold_count else q.seq_base + q.ring.first
+
+
 cdef inline void mark_ahead(ShardState* s, Queue* q) noexcept nogil:
     """Somebody takes what is in a kept queue: write the mark before he gets there, so that he does not wait for each sync."""
-    cdef uint64_t front = q.seq_base + q.ring.first, end = q.durable_end
-    if ring_size(&q.ring) == 0:
-        return
+    cdef uint64_t front = queue_front(q), end = q.durable_end
     if end > front + MARK_AHEAD_COUNT // 2:
         end = front + MARK_AHEAD_COUNT // 2
     if q.mark + 1 >= end:
@@ -190,7 +240,7 @@ cdef inline void marks_exact(ShardState* s) noexcept nogil:
         for j in range(q.returned_count):
             if q.returned[j].deliveries == 0:
                 count_note(s, q, &q.returned[j].slot, q.returned[j].seq, 0)
-        delivered = (q.seq_base + q.ring.first if ring_size(&q.ring) else queue_next_seq(q)) - 1
+        delivered = (q.pieces.cold_seq if q.pieces.cold_count else q.seq_base + q.ring.first if ring_size(&q.ring) else queue_next_seq(q)) - 1
         if q.kept and q.mark > delivered:
             mark_write(s, q, delivered)
             q.visible = q.marked_end = delivered + 1
@@ -198,10 +248,27 @@ cdef inline void marks_exact(ShardState* s) noexcept nogil:
 
 # ---- queues that pump looks at
 
+cdef inline void queue_want(ShardState* s, Queue* q) noexcept nogil:
+    """Ask for what is cold in a queue that somebody waits for: what it will need when what is being delivered is gone."""
+    cdef Extent* extent
+    if q.pieces.wanted != NULL or (q.returned_count and q.returned[0].seq < q.ahead_seq):
+        return
+    q.ahead_seq = q.pieces.cold_seq
+    extent = pieces_find(&q.pieces, q.pieces.cold_seq).extent
+    q.pieces.wanted = extent
+    if extent == s.extents.filling:
+        extent_close(&s.extents)
+    if not extent.reading:
+        extent.reading = 1
+        buffer_add(&s.extents.reads, &extent.number, sizeof(uint64_t))
+
+
 cdef inline void queue_wake(ShardState* s, Queue* q) noexcept nogil:
     """Look at the queue in the next pump, if there is something to do."""
     if q.dirty or q.open_count == 0:
         return
+    if q.pieces.cold_count:
+        queue_want(s, q)
     if q.kept and not s.replaying:
         mark_ahead(s, q)
     if queue_deliverable(q) == 0:
@@ -320,6 +387,12 @@ cdef inline void count_note(ShardState* s, Queue* q, const Slot* slot, uint64_t 
 
 # ---- one message
 
+cdef inline void queue_return(ShardState* s, Queue* q, const Slot* slot, uint64_t seq, uint32_t deliveries) noexcept nogil:
+    """A message that is in memory, and is older than the ring, waits for its turn."""
+    if not returned_push(q, slot, seq, deliveries, s.ageing.generation if s.ageing.sweeping == q else 0):
+        s.failed = True
+
+
 cdef inline void consumer_reopen(ShardState* s, Consumer* c) noexcept nogil:
     """After something was settled at it: it takes its turn again if it has room."""
     if c.queue == NULL or not consumer_has_room(c):
@@ -351,13 +424,14 @@ cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexc
         e.queue_next.queue_previous = e.queue_previous
     else:
         q.last = e.queue_previous
+    if s.ageing.cursor == e:
+        s.ageing.cursor = e.queue_next
     session.outstanding -= 1
     q.unacknowledged -= 1
     c.outstanding -= 1
     c.bytes -= slot_size(&e.slot)
     if action == NACK or action == RELEASE:
-        if not returned_push(q, &e.slot, e.seq, e.deliveries if action == NACK else e.deliveries - 1):
-            s.failed = True
+        queue_return(s, q, &e.slot, e.seq, e.deliveries if action == NACK else e.deliveries - 1)
         if action == RELEASE and e.deliveries > 1:          # else it counts as delivered until `marks_exact`: it may be out again at any time
             count_note(s, q, &e.slot, e.seq, e.deliveries - 1)
         q.ready_bytes += slot_size(&e.slot)
@@ -365,6 +439,8 @@ cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexc
     else:
         if s.level == LEVEL_DURABLE and action != FORGET and slot_is_kept(&e.slot):
             done_range(s, q, e.seq, e.seq)
+        if q.pieces.count and not pieces_drop(&s.extents, &q.pieces, e.seq, e.seq):
+            s.failed = True
         store_drop(&s.store, &q.tail, &e.slot)
     outstanding_remove(&s.outstanding, e)
     if c.closed and c.outstanding == 0:
