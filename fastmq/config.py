@@ -40,6 +40,13 @@ class Config:
     unix_mode: str = _setting("0600", "permissions of the unix sockets, octal as for chmod: who may write may connect", flag=True)
     workers: int = _setting(0, "worker processes; 0: the number of cores less one, at least 1", low=0, high=32, flag=True)
     shards: int = _setting(64, "shards, fixed when a data directory is made", low=1, high=1024)
+    checkpoint_tail_size: int = _setting(
+        2**28, "bytes of journal behind a worker's last checkpoint after which it makes the next one", low=2**16, high=2**40
+    )
+    memory_mark: int = _setting(
+        2**30, "bytes of messages in a worker's memory above which those of durable queues are written out, with a data directory", low=2**20,
+        high=2**44
+    )
     data_dir: str = _setting("", "directory for what must survive a restart; empty: nothing is kept", flag=True)
     publish_window_messages: int = _setting(16384, "publishes of one session that may be without an outcome", low=1, high=65535)
     publish_window_bytes: int = _setting(16 * 2**20, "bytes of publishes of one session that may be without an outcome", low=1, high=2**32)

@@ -73,6 +73,9 @@ cdef class Shard:
     cdef int recover(self, const uint8_t* records, size_t size, int64_t now_ns) noexcept nogil
     cpdef void recovered(self) noexcept nogil
 
+    # Bytes that messages take, or nearly.
+    cdef uint64_t memory(self) noexcept nogil
+
     # Nothing more will be delivered: write down what was.
     cpdef void rest(self) noexcept nogil
 

@@ -414,6 +414,9 @@ cdef class Shard:
         effects_clear(&s.effects)
         return HANDLE_NO_MEMORY if state_failed(s) else result
 
+    cdef uint64_t memory(self) noexcept nogil:
+        return self.state.store.chunk_bytes + self.state.queue_count * sizeof(Queue)
+
     cpdef void rest(self) noexcept nogil:
         marks_exact(&self.state)
 

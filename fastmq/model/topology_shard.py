@@ -49,6 +49,7 @@ QUEUE_OPTIONS: dict[str, int] = {
     "auto_delete": QueueFlag.QUEUE_AUTO_DELETE,
 }
 OPTIONS_TRUE_BY_DEFAULT = frozenset({"durable"})
+EPOCH_NUMBER_MIN = 1 << 32          # below it: what is pre-declared
 RESERVED_PREFIX = "amq."
 SERVER_NAMED_PREFIX = "amq.gen-"
 
@@ -87,6 +88,10 @@ class TopologyShard:
         """The records made since the last call that are to survive: of what is durable, and not exclusive."""
         kept, self._kept = self._kept, []
         return kept
+
+    def kept_records(self) -> list[Record]:
+        """All that is to survive, as the records that declared it; for `recover`."""
+        return [record for record in self.topology.snapshot()[1] if record[0] > EPOCH_NUMBER_MIN and is_kept(record, self.topology)]
 
     def recover(self, records: Iterable[Record]) -> None:
         """Apply records of the log, in order; before `begin_handback`."""

@@ -18,15 +18,16 @@ cdef enum:
     TAKE_OVER_SIZE = 8388608        # bytes that are taken over between two submits
 
 
-cdef void apply_entry(const EntryHead* head, uint64_t position, list shards, object topology, int64_t now_ns) except *:
-    """Apply one entry to whom it concerns."""
+cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t position, list shards, object topology, int64_t now_ns) except *:
+    """Apply records to whom they concern."""
     cdef Shard shard
-    if head.shard == SHARD_TOPOLOGY:
-        topology.recover(msgpack.unpackb((<const char*> (head + 1))[:head.size]))
+    if index == SHARD_TOPOLOGY:
+        topology.recover(msgpack.unpackb((<const char*> blob)[:size]))
         return
-    shard = shards[head.shard]
-    if shard.recover(<const uint8_t*> (head + 1), head.size, now_ns) != 0:
-        raise BadRecord(f"entry {position} of the log does not fit what stands before it, in shard {head.shard}")
+    shard = shards[index]
+    if shard.recover(blob, size, now_ns) != 0:
+        what = f"entry {position}" if position else "the checkpoint"
+        raise BadRecord(f"{what} of the log does not fit what stands before it, in shard {index}")
 
 
 def recover(log: Log, old_logs: object, shards: list[Shard | None], topology: object, now_ns: int) -> None:
@@ -50,6 +51,7 @@ cdef void read(Log log, Log taker, list shards, object topology, int64_t now_ns)
     cdef const EntryHead* head
     cdef uint32_t i
     cdef size_t size = 0
+    cdef dict known = {}                # shard -> position up to which the checkpoint includes its entries
     while reader.next_batch(&view):
         entry = view.entries
         for i in range(view.count):
@@ -57,7 +59,14 @@ cdef void read(Log log, Log taker, list shards, object topology, int64_t now_ns)
             entry = entry_next(entry)
             if (topology is None) if head.shard == SHARD_TOPOLOGY else (head.shard >= SHARDS_MAX or shards[head.shard] is None):
                 continue
-            apply_entry(head, view.first + i, shards, topology, now_ns)
+            if view.first == 0:
+                known[head.shard] = (<const uint64_t*> (head + 1))[0]
+                apply_blob(<const uint8_t*> (head + 1) + sizeof(uint64_t), head.size - sizeof(uint64_t), head.shard, 0, shards,
+                           topology, now_ns)
+                continue
+            if view.first + i <= known.get(head.shard, 0):
+                continue
+            apply_blob(<const uint8_t*> (head + 1), head.size, head.shard, view.first + i, shards, topology, now_ns)
             if taker is not None:
                 if not taker.append(head.shard, <const uint8_t*> (head + 1), head.size):
                     raise MemoryError

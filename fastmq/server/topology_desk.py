@@ -72,6 +72,11 @@ class TopologyDesk:
             if link is not None:
                 link.ring_other()
 
+    def checkpoint(self) -> bytes:
+        """What is to survive, as an entry of the log."""
+        packed: bytes = msgpack.packb(self.topology.kept_records())
+        return packed
+
     def durable_up_to(self, position: int) -> None:
         """The log has everything up to here: what waited for it leaves."""
         while self._waiting and self._waiting[0][0] <= position:

@@ -29,6 +29,8 @@ from fastmq.model.effects cimport EffectHead
 from fastmq.model.regions cimport Regions
 from fastmq.net.arena cimport ArenaMemory
 from fastmq.model.shard cimport Shard
+from fastmq.server.checkpointer cimport Checkpointer
+from fastmq.server.fifo cimport Fifo
 from fastmq.server.port cimport Port
 from fastmq.storage.log cimport Log
 from fastmq.wire.buffer cimport Buffer
@@ -42,29 +44,6 @@ cdef enum:
 
 cdef enum:
     REGIONS_LENT = 4            # regions of the arena that a front-end has at a time
-
-
-cdef struct Fifo:               # shards that wait for something, each once
-    uint16_t[SHARDS_MAX] items
-    uint8_t[SHARDS_MAX] waits   # by shard
-    uint32_t first
-    uint32_t count
-
-
-cdef inline void fifo_add(Fifo* f, uint32_t shard) noexcept nogil:
-    if not f.waits[shard]:
-        f.waits[shard] = 1
-        f.items[(f.first + f.count) % SHARDS_MAX] = <uint16_t> shard
-        f.count += 1
-
-
-cdef inline uint32_t fifo_take(Fifo* f) noexcept nogil:
-    """The shard that has waited longest. There is one."""
-    cdef uint32_t shard = f.items[f.first]
-    f.first = (f.first + 1) % SHARDS_MAX
-    f.count -= 1
-    f.waits[shard] = 0
-    return shard
 
 
 cdef class Workshop:
@@ -88,6 +67,7 @@ cdef class Workshop:
     cdef bint outcomes_wait         # outcomes of the turn before found no room: no delivery is made before they have left
     cdef readonly uint64_t handled  # messages from front-ends
     cdef bint keeps                 # the log does
+    cdef Checkpointer checkpointer  # None: the log keeps nothing
     cdef uint64_t durable           # log position up to which outcomes have been let go
     cdef bint log_is_urgent         # somebody waits for what fills
     cdef readonly int64_t log_due_ns    # when what fills is given to it although nobody does; 0: nothing fills, or somebody waits

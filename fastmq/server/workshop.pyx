@@ -20,6 +20,8 @@ from fastmq.model.regions cimport (
 from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
 from fastmq.net.arena cimport ArenaMemory
 from fastmq.net.ring cimport Link
+from fastmq.server.checkpointer cimport Checkpointer, has_wishes
+from fastmq.server.fifo cimport fifo_add, fifo_take
 from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_add_delivery, outgoing_add_outcome, outgoing_parcel, outgoing_take_outcomes, parcel_has_deliveries,
 )
@@ -98,6 +100,10 @@ cdef class Workshop:
 
             self.topology = TopologyShard(epoch, types.SimpleNamespace(**settings), salt, keeps=log.record_level == RECORDS_DURABLE)
             self.desk = TopologyDesk(self.topology, self.links, log)
+        if self.keeps:
+            self.checkpointer = Checkpointer(log, self.desk, settings["checkpoint_tail_size"], settings["memory_mark"])
+            self.checkpointer.shard_of = self.shard_of
+            self.checkpointer.touched = &self.touched
         recover(log, old_logs, self.shards, self.topology, now_ns)
         self.durable = log.durable
         if topology:
@@ -138,6 +144,8 @@ cdef class Workshop:
                 shard.tick(now_ns)
                 fifo_add(&self.touched, index)
         self._cool()
+        if self.checkpointer is not None:
+            self.checkpointer.measure()
         if self.desk is not None:
             self.desk.tick(now_ns)
 
@@ -183,7 +191,8 @@ cdef class Workshop:
     def check(self) -> None:
         """Raise what has made this workshop fail: its worker ends, and is started again."""
         if self.failed:
-            raise self.error or self.log.error or MemoryError("a worker has no memory left")
+            kept = self.checkpointer.error if self.checkpointer is not None else None
+            raise self.error or kept or self.log.error or MemoryError("a worker has no memory left")
 
     # ---- a turn
 
@@ -209,6 +218,10 @@ cdef class Workshop:
             if self.outcomes_wait:          # since the turn before: they leave first now, and no delivery before them
                 self.send_outcomes()
             more = self.pump()
+            if self.keeps:
+                more = self.checkpointer.turn(now_ns) or more
+                if self.checkpointer.failed:
+                    self.fail()
             if self.log.appended != self.log.submitted:
                 self.submit_log()
             self.send_outcomes()            # behind the deliveries, which somebody is more likely to wait for
@@ -323,9 +336,8 @@ cdef class Workshop:
 
     cdef void keep(self, Shard shard) noexcept nogil:
         """Give the log what a shard has written for it."""
-        if not self.log.append(shard.state.index, shard.state.records.data, shard.state.records.size):
+        if not self.checkpointer.keep(shard):
             self.fail()
-        shard.records_taken(self.log.appended)
         if shard.state.hidden.size:
             self.log_is_urgent = True
 
@@ -450,8 +462,11 @@ cdef class Workshop:
         if (<Shard> self.shard_of[shard]).state.failed or effects.buffer.failed:
             self.fail()
             return
-        if self.keeps and (<Shard> self.shard_of[shard]).state.records.size:
-            self.keep(<Shard> self.shard_of[shard])
+        if self.keeps:
+            if (<Shard> self.shard_of[shard]).state.records.size:
+                self.keep(<Shard> self.shard_of[shard])
+            if has_wishes(<Shard> self.shard_of[shard]) and not self.checkpointer.grant(<Shard> self.shard_of[shard]):
+                self.fail()
         if effects.buffer.size == 0:
             return
         while True:
