@@ -10,6 +10,12 @@ cdef enum Failpoint:
     MID_ROLL                    # the next segment has its name, which may not survive
     AFTER_ROLL                  # and now does
     MID_RECYCLE                 # a segment that is not needed any more has lost its name, which may survive
+    MID_TRIM                    # one of the segments that a trim concerns is gone
+    MID_EXTENT                  # half of an extent is written
+    AFTER_EXTENT
+    MID_CHECKPOINT              # half of a checkpoint is written
+    AFTER_CHECKPOINT_BEFORE_RENAME  # it is synced, under another name
+    AFTER_RENAME_BEFORE_TRIM    # it is the checkpoint now
     FAILPOINT_COUNT
 
 

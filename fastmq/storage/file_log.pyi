@@ -17,5 +17,7 @@ class FileLog(Log):
         segment_size: int = ...,
         files: Files | None = None,
         say: Callable[[str], object] | None = None,
+        needs_checkpoint: bool = True,
+        unit_size: int = ...,
     ) -> None: ...
     def read(self, position: int = 1) -> JournalReader: ...

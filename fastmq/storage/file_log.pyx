@@ -7,31 +7,39 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from fastmq.storage.checkpoint cimport Checkpoint, CheckpointExtent
+from fastmq.storage.extents cimport (
+    UNIT_DIRTY, Extents, extents_add, extents_checkpoint, extents_free, extents_next, extents_read, extents_release,
+    extents_start, extents_stop, extents_write,
+)
 from fastmq.storage.files cimport FileCalls, open_file, read_all, write_all
 from fastmq.storage.journal cimport (
-    SPARES_MAX, Segment, Spare, journal_append, journal_start, journal_stop, journal_submit, journal_trim,
+    SPARES_MAX, Segment, Spare, journal_append, journal_checkpointed, journal_start, journal_stop, journal_submit, journal_trim,
 )
 from fastmq.storage.journal_reader cimport JournalReader, SegmentFile
-from fastmq.storage.log cimport RECORDS_DURABLE
+from fastmq.storage.keeper cimport keep_house
+from fastmq.storage.log cimport RECORDS_DURABLE, ExtentRead
 from fastmq.storage.posix cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, O_RDWR, atomic_load, bell_quiet, close, cond_init, eventfd, pthread_cond_destroy, pthread_mutex_destroy,
     pthread_mutex_init,
 )
-from fastmq.wire.buffer cimport buffer_add
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_extend
 
-from fastmq.errors import FastMQError
+from fastmq.errors import FastMQError, JournalDamaged
 
 
 cdef enum:
     SEGMENT_SIZE = 67108864
     SEGMENT_SIZE_MIN = 8192
+    EXTENT_UNIT_SIZE = 65536
 
 
 @cython.final
 cdef class FileLog(Log):
     """The log in `folder`, which is made if need be. `say`: called with a sentence about what recovery cut.
 
-    `record_level`: for tests. `segment_size`: bytes, a multiple of 4096; `files`: the table of file calls; both for tests too.
+    For tests: `record_level`; `segment_size`, bytes, a multiple of 4096; `files`, the table of file calls; not `needs_checkpoint`: a journal
+    may lack its beginning, which `trim` took; `unit_size` of the extents where there is no checkpoint yet.
     """
 
     def __cinit__(self):
@@ -40,9 +48,13 @@ cdef class FileLog(Log):
         cond_init(&self.journal.work)
         cond_init(&self.journal.room)
         cond_init(&self.journal.house)
+        cond_init(&self.journal.watch)
+        self.extents.fd = -1
+        pthread_mutex_init(&self.extents.lock, NULL)
+        cond_init(&self.extents.work)
 
     def __init__(self, folder: str, *, record_level: int = RECORDS_DURABLE, segment_size: int = SEGMENT_SIZE, files: Files | None = None,
-                 say: object = None) -> None:
+                 say: object = None, needs_checkpoint: bool = True, unit_size: int = EXTENT_UNIT_SIZE) -> None:
         super().__init__(record_level)
         if segment_size < SEGMENT_SIZE_MIN or segment_size % 4096:
             raise ValueError(f"a segment has at least {SEGMENT_SIZE_MIN} bytes, and a multiple of 4096")
@@ -52,13 +64,22 @@ cdef class FileLog(Log):
         self.journal.files = &self.files.calls
         self.journal.folder = self.folder_bytes
         self.journal.segment_size = segment_size
+        self.extents.files = &self.files.calls
+        self.extents.journal = &self.journal
+        self.extents.unit_size = unit_size
         self.say = say
+        self.needs_checkpoint = needs_checkpoint
 
     def __dealloc__(self):
-        if self.is_open:
-            with nogil:
-                journal_stop(&self.journal)
+        with nogil:
+            extents_stop(&self.extents)
+            journal_stop(&self.journal)
+        if self.journal.bell >= 0:
             close(self.journal.bell)
+        extents_free(&self.extents)
+        pthread_cond_destroy(&self.extents.work)
+        pthread_mutex_destroy(&self.extents.lock)
+        pthread_cond_destroy(&self.journal.watch)
         pthread_cond_destroy(&self.journal.work)
         pthread_cond_destroy(&self.journal.room)
         pthread_cond_destroy(&self.journal.house)
@@ -81,9 +102,29 @@ cdef class FileLog(Log):
             self.rung = rung
             bell_quiet(self.journal.bell)
             self.failed = atomic_load(&self.journal.failed) != 0
-            self.full = atomic_load(&self.journal.full) != 0
+            self.full = atomic_load(&self.journal.full) != 0 or atomic_load(&self.extents.full) != 0
+            self.checkpointed = atomic_load(&self.extents.checkpointed)
         self.durable = atomic_load(&self.journal.durable)
+        self.checkpointing = atomic_load(&self.extents.checkpointing) != 0
+        self.tail_size = atomic_load(&self.journal.written) - atomic_load(&self.extents.tail_begin)
+        self.extent_bytes = atomic_load(&self.extents.bytes)
+        self.extent_pending = atomic_load(&self.extents.pending)
         return self.durable
+
+    cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil:
+        return extents_write(&self.extents, number, payload)
+
+    cdef bint extent_read(self, uint64_t number) noexcept nogil:
+        return extents_read(&self.extents, number)
+
+    cdef bint extent_next(self, ExtentRead* out) noexcept nogil:
+        return extents_next(&self.extents, out)
+
+    cdef void extent_free(self, uint64_t number) noexcept nogil:
+        extents_release(&self.extents, number)
+
+    cdef bint checkpoint(self, uint64_t position, Buffer* states) noexcept nogil:
+        return extents_checkpoint(&self.extents, position, states, self.appended)
 
     @property
     def error(self) -> OSError | None:
@@ -99,30 +140,48 @@ cdef class FileLog(Log):
         Raises JournalDamaged, OSError, and FastMQError when another owner had this epoch or a higher one; then nothing was changed.
         """
         cdef JournalReader reader
-        if self.is_open:
-            raise FastMQError("this log is open already")
+        if self.was_opened:
+            raise FastMQError("a FileLog is opened once")
         self.files.make_folder(self.folder)
-        reader = JournalReader(self.files, self.folder)
+        checkpoint = Checkpoint(self.files, self.folder)
+        reader = JournalReader(self.files, self.folder, checkpoint.position + 1)
         position = reader.read_all()
-        if epoch <= reader.epoch:
-            raise FastMQError(f"the journal in {self.folder} has had an owner of epoch {reader.epoch}, and this one has {epoch}", "stale-epoch")
+        self._check_together(checkpoint, reader)
+        highest = max(reader.epoch, checkpoint.epoch)
+        if epoch <= highest:
+            raise FastMQError(f"the journal in {self.folder} has had an owner of epoch {highest}, and this one has {epoch}", "stale-epoch")
         if reader.cut and self.say is not None:
             self.say(reader.cut)
         if reader.count:
             self._affirm(reader)
         self._take_over(reader)
+        self._take_extents(checkpoint)
         self.first = reader.first
         self.journal.epoch = epoch
         self.journal.durable = self.journal.known = position
         self.journal.next_first = position + 1
-        self.appended = self.submitted = self.durable = position
+        self.appended = self.submitted = position
         self.journal.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.is_open = True
-        failed = journal_start(&self.journal)
-        if self.journal.bell < 0 or failed:
+        if self.journal.bell < 0:
+            raise OSError("no eventfd for the journal")
+        self.extents.checkpointed = self.checkpointed = checkpoint.position
+        self.extents.tail_begin = journal_checkpointed(&self.journal, checkpoint.position)
+        self.is_open = self.was_opened = True
+        failed = journal_start(&self.journal, keep_house) or extents_start(&self.extents)
+        if failed:
             self.close()
-            raise OSError(failed, "no eventfd or no thread for the journal")
-        return position
+            raise OSError(failed, "no thread for the journal")
+        return self.look()
+
+    def _check_together(self, checkpoint: Checkpoint, reader: JournalReader) -> None:
+        """Nothing may be missing between the checkpoint and the journal's first entry, and the journal reaches as far as the checkpoint."""
+        what = ""
+        if self.needs_checkpoint and reader.first > checkpoint.position + 1:
+            what = f"the journal begins with position {reader.first}, and the checkpoint reaches to {checkpoint.position}"
+        elif reader.expected <= checkpoint.position:
+            what = f"the journal ends with position {reader.expected - 1}, and the checkpoint rests on {checkpoint.position}"
+        if what:
+            raise JournalDamaged(f"{self.folder}: {what}; files are missing, which only a backup has", self.folder, 0)
 
     def _affirm(self, reader: JournalReader) -> None:
         """Make durable what was read and nothing says is: the owner before may have ended because its sync failed, and then the kernel can
@@ -156,16 +215,20 @@ cdef class FileLog(Log):
         cdef JournalReader r = reader
         cdef Segment segment
         cdef size_t i
+        cdef uint64_t begin = 0
         for i in range(r.count):
             segment.number = r.segments[i].number
             segment.first = r.segments[i].first
             segment.last = (r.segments[i + 1].first if i + 1 < r.count else r.expected) - 1
             segment.size = r.segments[i].size
+            segment.begin = begin
+            begin += segment.size if i + 1 < r.count else r.offset
             buffer_add(&self.journal.finished, &segment, sizeof(segment))
         if self.journal.finished.failed:
             raise MemoryError
         memset(&self.journal.segment, 0, sizeof(Segment))
         self.journal.segment.number = segment.number if r.count else 0
+        self.journal.segment.begin = self.journal.written = begin
         for name in self.files.names(self.folder):
             if name.startswith("spare-"):
                 self._take_spare(name)
@@ -190,11 +253,45 @@ cdef class FileLog(Log):
                 calls.close(calls.self, fd)
         calls.unlink(calls.self, path)
 
+    def _take_extents(self, checkpoint: Checkpoint) -> None:
+        """Those that the checkpoint knows lie where it says; all else in the file is free."""
+        cdef Checkpoint c = checkpoint
+        cdef Extents* x = &self.extents
+        cdef FileCalls* calls = &self.files.calls
+        cdef const CheckpointExtent* e
+        cdef int64_t size = 0
+        cdef size_t i, known
+        path = os.path.join(self.folder, "extents")
+        names = self.files.names(self.folder)
+        if c.head != NULL:
+            x.unit_size = c.head.unit_size
+        if "checkpoint.new" in names:
+            calls.unlink(calls.self, os.fsencode(os.path.join(self.folder, "checkpoint.new")))
+        if "extents" in names:
+            x.fd = open_file(calls, os.fsencode(path), O_RDWR)
+            size = calls.size(calls.self, x.fd) if x.fd >= 0 else x.fd
+            if size < 0:
+                raise OSError(-size, os.strerror(-size), path)
+        for i in range(c.head.extent_count if c.head != NULL else 0):
+            e = &c.extents[i]
+            if e.unit * x.unit_size + e.size > <uint64_t> size or not extents_add(x, e.number, e.unit, e.size, e.crc):
+                raise JournalDamaged(f"{path} does not hold the extents of the checkpoint; what it kept is only in a backup", path,
+                                     e.unit * x.unit_size)
+        known = x.units.size
+        if <uint64_t> size > known * x.unit_size:
+            i = <size_t> ((<uint64_t> size + x.unit_size - 1) // x.unit_size) - known
+            if buffer_extend(&x.units, i) == NULL:
+                raise MemoryError
+            memset(x.units.data + known, UNIT_DIRTY, i)
+
     def fileno(self) -> int:
         return self.journal.bell if self.is_open else -1
 
     def read(self, position: int = 1) -> JournalReader:
-        return JournalReader(self.files, self.folder, position)
+        checkpoint = Checkpoint(self.files, self.folder)
+        reader = JournalReader(self.files, self.folder, max(position, checkpoint.position + 1))
+        reader.begin_with(checkpoint)
+        return reader
 
     def trim(self, position: int) -> None:
         """Segments wholly at or below `position` may be used again."""
@@ -203,8 +300,10 @@ cdef class FileLog(Log):
     def close(self) -> None:
         if self.is_open:
             with nogil:
+                extents_stop(&self.extents)
                 journal_stop(&self.journal)
             self.look()
+            extents_free(&self.extents)
             close(self.journal.bell)
             self.journal.bell = -1
             self.is_open = False

@@ -20,6 +20,7 @@ cdef struct FileCalls:
     int64_t (*pread)(void* self, int fd, uint8_t* data, size_t size, uint64_t offset) noexcept nogil
     int (*fdatasync)(void* self, int fd) noexcept nogil
     int (*fallocate)(void* self, int fd, uint64_t size) noexcept nogil              # from 0: the file has at least this size then
+    int (*punch)(void* self, int fd, uint64_t offset, uint64_t size) noexcept nogil  # they read as 0, without room
     int (*ftruncate)(void* self, int fd, uint64_t size) noexcept nogil
     int (*rename)(void* self, const char* old, const char* new) noexcept nogil
     int (*unlink)(void* self, const char* path) noexcept nogil

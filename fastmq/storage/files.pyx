@@ -11,6 +11,7 @@ cdef extern from * nogil:
     #include <fcntl.h>
     #include <stdint.h>
     #include <stdio.h>
+    #include <linux/falloc.h>
     #include <sys/stat.h>
     #include <unistd.h>
 
@@ -30,6 +31,9 @@ cdef extern from * nogil:
     }
     static int files_fdatasync(void *self, int fd) { return (int) SAID(fdatasync(fd)); }
     static int files_fallocate(void *self, int fd, uint64_t size) { return (int) SAID(fallocate(fd, 0, 0, (off_t) size)); }
+    static int files_punch(void *self, int fd, uint64_t offset, uint64_t size) {
+        return (int) SAID(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) offset, (off_t) size));
+    }
     static int files_ftruncate(void *self, int fd, uint64_t size) { return (int) SAID(ftruncate(fd, (off_t) size)); }
     static int files_rename(void *self, const char *old, const char *new) { return (int) SAID(rename(old, new)); }
     static int files_unlink(void *self, const char *path) { return (int) SAID(unlink(path)); }
@@ -48,6 +52,7 @@ cdef extern from * nogil:
     int64_t files_pread(void* self, int fd, uint8_t* data, size_t size, uint64_t offset) noexcept
     int files_fdatasync(void* self, int fd) noexcept
     int files_fallocate(void* self, int fd, uint64_t size) noexcept
+    int files_punch(void* self, int fd, uint64_t offset, uint64_t size) noexcept
     int files_ftruncate(void* self, int fd, uint64_t size) noexcept
     int files_rename(void* self, const char* old, const char* new) noexcept
     int files_unlink(void* self, const char* path) noexcept
@@ -60,7 +65,8 @@ cdef class Files:
     def __cinit__(self):
         self.calls = FileCalls(
             self=NULL, open=files_open, close=files_close, size=files_size, pwrite=files_pwrite, pread=files_pread, fdatasync=files_fdatasync,
-            fallocate=files_fallocate, ftruncate=files_ftruncate, rename=files_rename, unlink=files_unlink, sync_folder=files_sync_folder)
+            fallocate=files_fallocate, punch=files_punch, ftruncate=files_ftruncate, rename=files_rename, unlink=files_unlink,
+            sync_folder=files_sync_folder)
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder, sorted."""

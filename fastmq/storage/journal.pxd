@@ -23,6 +23,7 @@ cdef struct Segment:            # one that is finished
     uint64_t first
     uint64_t last               # position of its last entry; first - 1: it has none
     uint64_t size               # of the file
+    uint64_t begin              # bytes that the journal had written before it
 
 
 cdef struct Spare:
@@ -46,6 +47,7 @@ cdef struct Journal:
     int bell                    # eventfd: something new is said
     # said to the worker, atomically
     uint64_t durable
+    uint64_t written            # bytes of batches, since `open` found so many
     uint64_t rung               # how often the bell was rung
     uint64_t failed
     uint64_t full               # no room for the next segment
@@ -54,6 +56,9 @@ cdef struct Journal:
     pthread_cond_t work         # for the writer: something was submitted
     pthread_cond_t room         # for the writer: there is a spare
     pthread_cond_t house        # for the keeper
+    pthread_cond_t watch        # for who waits in `journal_wait`
+    uint64_t watched            # the position that is waited for; 0: none
+    bint unwatched              # nobody may wait any more
     bint idle                   # the writer waits for work
     bint waiting                # for room
     bint closing
@@ -92,7 +97,12 @@ cdef struct Journal:
 cdef bint journal_append(Journal* j, uint32_t shard, const uint8_t* data, size_t size) noexcept nogil
 cdef void journal_submit(Journal* j) noexcept nogil
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil
-cdef int journal_start(Journal* j) noexcept nogil
+cdef int journal_start(Journal* j, void* (*keep_house)(void*) noexcept nogil) noexcept nogil
 cdef void journal_stop(Journal* j) noexcept nogil
+# for the other threads
+cdef void journal_tell(Journal* j) noexcept nogil
+cdef void journal_fail(Journal* j, const char* call, const char* path, int error) noexcept nogil
+cdef bint journal_wait(Journal* j, uint64_t position) noexcept nogil
+cdef uint64_t journal_checkpointed(Journal* j, uint64_t position) noexcept nogil
 cdef void segment_path(char* path, const char* folder, uint64_t number) noexcept nogil
 cdef void spare_path(char* path, const char* folder, uint64_t serial) noexcept nogil

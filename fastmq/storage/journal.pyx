@@ -1,22 +1,21 @@
-"""The journal's threads (see journal.pxd; the format is in segments.pxd)."""
-from libc.errno cimport EDQUOT, EINTR, ENOSPC, EOPNOTSUPP
-from libc.stdlib cimport calloc, free
+"""The journal: what the worker calls, and the writer (see journal.pxd; the format is in segments.pxd)."""
+from libc.errno cimport ENOSPC
 from libc.string cimport memcpy, memset, strncpy
 
 from fastmq.storage.failpoints cimport (
-    AFTER_ROLL, AFTER_SYNC_BEFORE_CONFIRM, AFTER_WRITE_BEFORE_SYNC, BEFORE_WRITE, MID_RECYCLE, MID_ROLL, MID_WRITE, armed, failpoint,
+    AFTER_ROLL, AFTER_SYNC_BEFORE_CONFIRM, AFTER_WRITE_BEFORE_SYNC, BEFORE_WRITE, MID_ROLL, MID_WRITE, armed, failpoint,
 )
-from fastmq.storage.files cimport PATH_SIZE_MAX, open_file, write_all
+from fastmq.storage.files cimport PATH_SIZE_MAX, write_all
 from fastmq.storage.log cimport EntryHead
 from fastmq.storage.posix cimport (
-    ECANCELED, O_CREAT, O_EXCL, O_RDWR, atomic_store, bell_ring, cond_wait_ns, pthread_cond_broadcast, pthread_cond_signal,
-    pthread_cond_wait, pthread_join, pthread_mutex_lock, pthread_mutex_unlock, random_bytes, snprintf, start_thread,
+    atomic_store, bell_ring, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_join, pthread_mutex_lock,
+    pthread_mutex_unlock, random_bytes, snprintf, start_thread,
 )
 from fastmq.storage.segments cimport (
     BATCH_MARK, BYTE_ORDER_MARK, FORMAT_VERSION, SEGMENT_HEAD_SIZE, SEGMENT_MARK, SEGMENT_RECYCLED, BatchHead, SegmentHead, batch_crc,
     segment_crc,
 )
-from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_extend, buffer_free
 
 
 cdef enum:
@@ -24,9 +23,7 @@ cdef enum:
     GROWTH = 8                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
     TAIL_SIZE_MAX = 65536               # bytes of an unfinished turn that are moved so that the turns before it can leave
-    ZEROS_SIZE = 1048576
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
-    FULL_RETRY_NS = 100000000           # without room: how often it is tried again
 
 cdef enum Task:
     TASK_BATCH, TASK_NEWS, TASK_END
@@ -86,11 +83,11 @@ cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil:
     pthread_mutex_unlock(&j.lock)
 
 
-cdef int journal_start(Journal* j) noexcept nogil:
-    """Start both threads; errno, or 0. `journal_stop` is owed either way."""
+cdef int journal_start(Journal* j, void* (*keep_house)(void*) noexcept nogil) noexcept nogil:
+    """Start the writer, and the keeper's `keep_house`; errno, or 0. `journal_stop` is owed either way."""
     cdef int failed
     if j.spare_count == 0:
-        want(j, 0)
+        journal_want(j, 0)
     failed = start_thread(&j.writer, write_batches, j)
     if failed == 0:
         j.threads = 1
@@ -129,13 +126,13 @@ cdef void journal_stop(Journal* j) noexcept nogil:
     buffer_free(&j.finished)
 
 
-cdef void tell(Journal* j) noexcept nogil:
-    """Something new is said. The bell first: a worker that sees the number finds the bell rung."""
+cdef void journal_tell(Journal* j) noexcept nogil:
+    """Under the lock: something new is said. The bell first: a worker that sees the number finds the bell rung."""
     bell_ring(j.bell)
     atomic_store(&j.rung, j.rung + 1)
 
 
-cdef void fail(Journal* j, const char* call, const char* path, int error) noexcept nogil:
+cdef void journal_fail(Journal* j, const char* call, const char* path, int error) noexcept nogil:
     """`error`: as a file call returned it. Nothing more becomes durable."""
     cdef const char* name = path
     pthread_mutex_lock(&j.lock)
@@ -151,14 +148,47 @@ cdef void fail(Journal* j, const char* call, const char* path, int error) noexce
     pthread_cond_broadcast(&j.work)
     pthread_cond_broadcast(&j.room)
     pthread_cond_broadcast(&j.house)
-    tell(j)
+    pthread_cond_broadcast(&j.watch)
+    journal_tell(j)
     pthread_mutex_unlock(&j.lock)
 
 
 cdef void fail_segment(Journal* j, const char* call, int error) noexcept nogil:
     cdef char[PATH_SIZE_MAX] path
     segment_path(path, j.folder, j.segment.number)
-    fail(j, call, path, error)
+    journal_fail(j, call, path, error)
+
+
+cdef bint journal_wait(Journal* j, uint64_t position) noexcept nogil:
+    """Until `position` is durable. False: the journal failed, or `unwatched` is set."""
+    cdef bint done
+    pthread_mutex_lock(&j.lock)
+    j.watched = position
+    while j.durable < position and not j.failure.error and not j.unwatched:
+        pthread_cond_wait(&j.watch, &j.lock)
+    j.watched = 0
+    done = j.durable >= position and not j.failure.error
+    pthread_mutex_unlock(&j.lock)
+    return done
+
+
+cdef uint64_t journal_checkpointed(Journal* j, uint64_t position) noexcept nogil:
+    """A checkpoint made the entries up to `position` superfluous: their segments may go. The bytes written before those that are left."""
+    cdef size_t i
+    cdef uint64_t begin
+    cdef const Segment* segments
+    pthread_mutex_lock(&j.lock)
+    begin = j.segment.begin
+    segments = <const Segment*> j.finished.data
+    for i in range(j.finished.size // sizeof(Segment)):
+        if segments[i].last > position:
+            begin = segments[i].begin
+            break
+    if position > j.trimmed:
+        j.trimmed = position
+        pthread_cond_signal(&j.house)
+    pthread_mutex_unlock(&j.lock)
+    return begin
 
 
 # ---- the writer
@@ -258,19 +288,22 @@ cdef void write_batch(Journal* j) noexcept nogil:
     failpoint(AFTER_SYNC_BEFORE_CONFIRM)
     j.offset += size
     j.batches += 1
+    atomic_store(&j.written, j.written + size)
     j.segment.last = j.flight_first + j.flight_count - 1
     j.known = (<BatchHead*> j.flight.data).durable
     atomic_store(&j.durable, j.segment.last)
-    tell_locked(j)
+    say_durable(j)
     if j.flight.room > BUFFER_KEEP_SIZE:
         buffer_free(&j.flight)
     if j.offset > j.segment.size // 4:
         ask_room(j, 0)
 
 
-cdef void tell_locked(Journal* j) noexcept nogil:
+cdef void say_durable(Journal* j) noexcept nogil:
     pthread_mutex_lock(&j.lock)
-    tell(j)
+    journal_tell(j)
+    if j.watched and j.durable >= j.watched:
+        pthread_cond_signal(&j.watch)
     pthread_mutex_unlock(&j.lock)
 
 
@@ -319,6 +352,7 @@ cdef bint roll(Journal* j, size_t size) noexcept nogil:
     j.segment.first = j.flight_first
     j.segment.last = j.flight_first - 1
     j.segment.size = spare.size
+    j.segment.begin = j.written
     j.offset = SEGMENT_HEAD_SIZE
     j.batches = 0
     h.mark = SEGMENT_MARK
@@ -362,12 +396,12 @@ cdef bint name_segment(Journal* j) noexcept nogil:
     segment_path(new, j.folder, j.segment.number)
     failed = j.files.rename(j.files.self, old, new)
     if failed:
-        fail(j, b"rename", old, failed)
+        journal_fail(j, b"rename", old, failed)
         return False
     failpoint(MID_ROLL)
     failed = j.files.sync_folder(j.files.self, j.folder)
     if failed:
-        fail(j, b"fsync", j.folder, failed)
+        journal_fail(j, b"fsync", j.folder, failed)
         return False
     failpoint(AFTER_ROLL)
     pthread_mutex_lock(&j.lock)
@@ -386,7 +420,7 @@ cdef int find_spare(Journal* j, uint64_t size) noexcept nogil:
     return -1
 
 
-cdef void want(Journal* j, uint64_t size) noexcept nogil:
+cdef void journal_want(Journal* j, uint64_t size) noexcept nogil:
     """Under the lock: ask the keeper for the next spare, of at least `size`."""
     cdef uint64_t wanted = min(<uint64_t> FIRST_SEGMENT_SIZE, j.segment_size)
     if j.fd >= 0 or j.segment.size:
@@ -402,7 +436,7 @@ cdef void ask_room(Journal* j, uint64_t size) noexcept nogil:
     """Have the next segment made ready, if it is not."""
     pthread_mutex_lock(&j.lock)
     if j.spare_count == 0 and j.wanted == 0:
-        want(j, size)
+        journal_want(j, size)
     pthread_mutex_unlock(&j.lock)
 
 
@@ -415,7 +449,7 @@ cdef bint take_spare(Journal* j, uint64_t size, Spare* spare) noexcept nogil:
         if i >= 0 or j.failure.error or (j.closing and j.full):
             break
         if j.wanted < size:
-            want(j, size)
+            journal_want(j, size)
         j.waiting = True
         pthread_cond_wait(&j.room, &j.lock)
         j.waiting = False
@@ -427,168 +461,5 @@ cdef bint take_spare(Journal* j, uint64_t size, Spare* spare) noexcept nogil:
         return True
     pthread_mutex_unlock(&j.lock)
     if i < 0 and j.failure.error == 0:
-        fail(j, b"fallocate", j.folder, -ENOSPC)
+        journal_fail(j, b"fallocate", j.folder, -ENOSPC)
     return False
-
-
-# ---- the keeper
-
-cdef void* keep_house(void* argument) noexcept nogil:
-    """The keeper's thread: recycles what was trimmed, makes spares."""
-    cdef Journal* j = <Journal*> argument
-    cdef Segment oldest
-    cdef uint64_t size
-    pthread_mutex_lock(&j.lock)
-    while not j.failure.error:
-        if oldest_trimmed(j, &oldest):
-            pthread_mutex_unlock(&j.lock)
-            recycle(j, &oldest)
-            pthread_mutex_lock(&j.lock)
-        elif j.wanted and (not j.closing or j.waiting):
-            size = j.wanted
-            pthread_mutex_unlock(&j.lock)
-            make_spare(j, size)
-            pthread_mutex_lock(&j.lock)
-            if j.full and not j.closing:
-                cond_wait_ns(&j.house, &j.lock, FULL_RETRY_NS)
-        elif j.writer_ended:
-            break
-        else:
-            pthread_cond_wait(&j.house, &j.lock)
-    pthread_mutex_unlock(&j.lock)
-    return NULL
-
-
-cdef bint oldest_trimmed(Journal* j, Segment* oldest) noexcept nogil:
-    """Under the lock: take the oldest segment off the list if it is not needed. One segment always stays: it says where positions are."""
-    cdef size_t count = j.finished.size // sizeof(Segment)
-    if count == 0 or (count == 1 and not j.named):
-        return False
-    oldest[0] = (<Segment*> j.finished.data)[0]
-    if oldest.last > j.trimmed:
-        return False
-    buffer_drop_front(&j.finished, sizeof(Segment))
-    return True
-
-
-cdef void recycle(Journal* j, const Segment* segment) noexcept nogil:
-    """Make a spare of a segment, or delete it. The folder is synced before the next one is touched, so that none is missing in the middle."""
-    cdef char[PATH_SIZE_MAX] old
-    cdef char[PATH_SIZE_MAX] new
-    cdef Spare spare
-    cdef int failed
-    segment_path(old, j.folder, segment.number)
-    spare_path(new, j.folder, j.spare_serial)
-    spare.serial = j.spare_serial
-    spare.size = segment.size
-    spare.recycled = True
-    spare.fd = -1
-    if j.spare_count < SPARES_MAX and segment.size == j.segment_size:
-        j.spare_serial += 1
-        failed = j.files.rename(j.files.self, old, new)
-        if failed == 0:
-            spare.fd = open_file(j.files, new, O_RDWR)
-            failed = spare.fd if spare.fd < 0 else 0
-    else:
-        failed = j.files.unlink(j.files.self, old)
-    if failed:
-        fail(j, b"rename", old, failed)
-        return
-    failpoint(MID_RECYCLE)
-    failed = j.files.sync_folder(j.files.self, j.folder)
-    if failed:
-        if spare.fd >= 0:
-            j.files.close(j.files.self, spare.fd)
-        fail(j, b"fsync", j.folder, failed)
-        return
-    if spare.fd >= 0:
-        keep_spare(j, &spare)
-
-
-cdef void keep_spare(Journal* j, const Spare* spare) noexcept nogil:
-    pthread_mutex_lock(&j.lock)
-    j.spares[j.spare_count] = spare[0]
-    j.spare_count += 1
-    if spare.size >= j.wanted:
-        j.wanted = 0
-    set_full(j, False)
-    pthread_cond_signal(&j.room)
-    pthread_mutex_unlock(&j.lock)
-
-
-cdef void set_full(Journal* j, bint full) noexcept nogil:
-    """Under the lock."""
-    if j.full != <uint64_t> full:
-        atomic_store(&j.full, full)
-        tell(j)
-
-
-cdef void make_spare(Journal* j, uint64_t size) noexcept nogil:
-    """Make a file of this size that is really there, or say that there is no room for it."""
-    cdef char[PATH_SIZE_MAX] path
-    cdef Spare spare
-    cdef int failed
-    drop_small_spare(j)
-    spare_path(path, j.folder, j.spare_serial)
-    spare.serial = j.spare_serial
-    j.spare_serial += 1
-    spare.size = size
-    spare.recycled = False
-    spare.fd = open_file(j.files, path, O_RDWR | O_CREAT | O_EXCL)
-    failed = spare.fd if spare.fd < 0 else fill_spare(j, spare.fd, size)
-    if failed == 0:
-        keep_spare(j, &spare)
-        return
-    if spare.fd >= 0:
-        j.files.close(j.files.self, spare.fd)
-        j.files.unlink(j.files.self, path)
-    if failed != -ENOSPC and failed != -EDQUOT:
-        if failed != -ECANCELED:
-            fail(j, b"fallocate", path, failed)
-        return
-    pthread_mutex_lock(&j.lock)
-    set_full(j, True)
-    if j.closing:
-        j.wanted = 0
-        pthread_cond_signal(&j.room)
-    pthread_mutex_unlock(&j.lock)
-
-
-cdef void drop_small_spare(Journal* j) noexcept nogil:
-    """Make place for a larger spare than those that wait."""
-    cdef char[PATH_SIZE_MAX] path
-    cdef Spare spare
-    pthread_mutex_lock(&j.lock)
-    if j.spare_count < SPARES_MAX:
-        pthread_mutex_unlock(&j.lock)
-        return
-    j.spare_count -= 1
-    spare = j.spares[j.spare_count]
-    pthread_mutex_unlock(&j.lock)
-    spare_path(path, j.folder, spare.serial)
-    j.files.close(j.files.self, spare.fd)
-    j.files.unlink(j.files.self, path)      # a spare that stays is found by the next `open`
-
-
-cdef int fill_spare(Journal* j, int fd, uint64_t size) noexcept nogil:
-    """Reserve the room; with zeros in it a sync of a small batch does not have to note that they are gone. 0, or -errno."""
-    cdef uint8_t* zeros
-    cdef uint64_t at = 0
-    cdef int failed = -EINTR
-    while failed == -EINTR:
-        failed = j.files.fallocate(j.files.self, fd, size)
-    if failed == 0 and j.bare:
-        return j.files.fdatasync(j.files.self, fd)
-    if failed and failed != -EOPNOTSUPP:
-        return failed
-    zeros = <uint8_t*> calloc(1, ZEROS_SIZE)
-    if zeros == NULL:
-        return -ENOSPC
-    failed = 0
-    while at < size and failed == 0:
-        failed = write_all(j.files, fd, zeros, <size_t> min(size - at, <uint64_t> ZEROS_SIZE), at)
-        at += ZEROS_SIZE
-        if j.closing and not j.waiting:
-            failed = -ECANCELED             # nobody needs it any more
-    free(zeros)
-    return failed if failed else j.files.fdatasync(j.files.self, fd)

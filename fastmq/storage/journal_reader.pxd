@@ -9,6 +9,7 @@
 #     nothing was                                                the end
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from fastmq.storage.checkpoint cimport Checkpoint
 from fastmq.storage.files cimport FileCalls, Files
 from fastmq.storage.log cimport BatchView, LogReader
 from fastmq.storage.segments cimport BatchHead
@@ -32,6 +33,8 @@ cdef struct SegmentFile:        # what its head says
 
 
 cdef class JournalReader(LogReader):
+    cdef Checkpoint checkpoint          # None: there is none
+    cdef bint gives_checkpoint          # its entries are still to be given
     cdef Files files
     cdef FileCalls* calls
     cdef readonly str folder

@@ -5,9 +5,10 @@ from libc.errno cimport EIO, ENOMEM
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
+from fastmq.storage.checkpoint cimport Checkpoint
 from fastmq.storage.files cimport PATH_SIZE_MAX, open_file, read_all
 from fastmq.storage.journal cimport segment_path
-from fastmq.storage.log cimport EntryHead, entry_next
+from fastmq.storage.log cimport entries_fit, entry_next
 from fastmq.storage.posix cimport O_RDONLY
 from fastmq.storage.segments cimport (
     BATCH_MARK, BYTE_ORDER_MARK, FORMAT_VERSION, SEGMENT_HEAD_SIZE, SEGMENT_MARK, SEGMENT_RECYCLED, SegmentHead, batch_crc, segment_crc,
@@ -23,19 +24,6 @@ cdef enum:
 def segment_names(files: Files, folder: str) -> list[str]:
     """The names of the segments in a folder, oldest first."""
     return [name for name in files.names(folder) if name.startswith("journal-") and len(name) == 24]
-
-
-cdef bint entries_fit(const uint8_t* entries, size_t size, uint32_t count) noexcept nogil:
-    """Whether `count` entries take exactly `size` bytes."""
-    cdef const uint8_t* end = entries + size
-    while count:
-        if <size_t> (end - entries) < sizeof(EntryHead):
-            return False
-        if <size_t> (end - entries) < sizeof(EntryHead) + ((<size_t> (<const EntryHead*> entries).size + 7) & ~<size_t> 7):
-            return False
-        entries = entry_next(entries)
-        count -= 1
-    return entries == end
 
 
 cdef class JournalReader(LogReader):
@@ -64,6 +52,11 @@ cdef class JournalReader(LogReader):
         self.close_segment()
         free(self.segments)
         free(self.window)
+
+    def begin_with(self, checkpoint: Checkpoint) -> None:
+        """Give the entries of a checkpoint first."""
+        self.checkpoint = checkpoint
+        self.gives_checkpoint = bool(checkpoint)
 
     def _read_head(self, name: str) -> None:
         """Check a segment's head, and that it follows the one before."""
@@ -174,6 +167,11 @@ cdef class JournalReader(LogReader):
 
     cdef bint next_batch(self, BatchView* out) noexcept nogil:
         """The next batch, checked. False: there is no more; `check` then raises if that is not the journal's end."""
+        if self.gives_checkpoint:
+            self.gives_checkpoint = False
+            self.checkpoint.view(out)
+            if out.count:
+                return True
         while self.state == READER_READS and self.count:
             if self.fd < 0 and not self.open_segment():
                 break

@@ -48,6 +48,19 @@ cdef inline const uint8_t* entry_next(const uint8_t* entry) noexcept nogil:
     return entry + sizeof(EntryHead) + ((<size_t> (<const EntryHead*> entry).size + 7) & ~<size_t> 7)
 
 
+cdef inline bint entries_fit(const uint8_t* entries, size_t size, uint32_t count) noexcept nogil:
+    """Whether `count` entries take exactly `size` bytes."""
+    cdef const uint8_t* end = entries + size
+    while count:
+        if <size_t> (end - entries) < sizeof(EntryHead):
+            return False
+        if <size_t> (end - entries) < sizeof(EntryHead) + ((<size_t> (<const EntryHead*> entries).size + 7) & ~<size_t> 7):
+            return False
+        entries = entry_next(entries)
+        count -= 1
+    return entries == end
+
+
 cdef class LogReader:
     """Reads a log from a position on; this one finds nothing. For Python an iterator of (position, shard, bytes)."""
     cdef BatchView view             # of the iterator
@@ -66,8 +79,10 @@ cdef class Log:
     cdef readonly bint failed           # a write or sync failed: nothing more becomes durable, the owner ends; `error` says what
     cdef readonly bint full             # no room for the next segment or an extent, as of the last `look`; goes on by itself when there is
     cdef readonly uint64_t checkpointed  # position of the last durable checkpoint, as of the last `look`; 0: there is none
+    cdef readonly bint checkpointing    # one is being written, as of the last `look`
     cdef readonly uint64_t tail_size    # bytes of journal behind it, as of the last `look`
     cdef readonly uint64_t extent_bytes  # that extents take on disk, as of the last `look`
+    cdef readonly uint64_t extent_pending  # bytes of those that wait in memory to be written, as of the last `look`
 
     cdef bint append(self, uint32_t shard, const uint8_t* records, size_t size) noexcept nogil
     cdef void submit(self) noexcept nogil

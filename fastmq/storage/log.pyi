@@ -22,8 +22,10 @@ class Log:
     failed: bool
     full: bool
     checkpointed: int
+    checkpointing: bool
     tail_size: int
     extent_bytes: int
+    extent_pending: int
 
     def __init__(self, record_level: int = RecordLevel.RECORDS_NONE) -> None: ...
     @property

@@ -56,7 +56,7 @@ cdef class Log:
 
     cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil:
         """Have an extent written in the background, in the order of the calls. Takes the payload over: it is empty afterwards. False: no
-        memory, nothing is changed. `number` is used for the first time, or again after `extent_free`."""
+        memory, nothing is changed. `number` is not 0, and used for the first time."""
         buffer_free(payload)
         return True
 

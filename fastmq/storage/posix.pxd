@@ -63,7 +63,7 @@ cdef extern from * nogil:
     ctypedef struct pthread_cond_t:
         pass
     ctypedef unsigned long pthread_t
-    int ECANCELED
+    int EBADMSG, ECANCELED
     int EFD_CLOEXEC, EFD_NONBLOCK
     int O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_CLOEXEC, O_DIRECTORY
     int pthread_mutex_init(pthread_mutex_t*, void*)

@@ -160,6 +160,12 @@ class Writer:
         assert poll.poll(20_000), "nothing was heard of the log"
         self.look()
 
+    def wait_quiet(self) -> None:
+        """Until no checkpoint is being written."""
+        self.look()
+        while self.log.checkpointing and not self.log.failed:
+            self.wait_for_news()
+
     def trim(self) -> None:
         position = self.rnd.randint(0, self.told)
         self.note("trim", position)

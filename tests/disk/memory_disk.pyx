@@ -12,7 +12,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmq.storage.files cimport FileCalls, Files
-from fastmq.storage.log cimport Log
+from fastmq.storage.log cimport ExtentRead, Log
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 
 SHORT = -1
 
@@ -56,7 +57,7 @@ cdef class MemoryDisk(Files):
         c.self = <void*> self
         c.open, c.close, c.size, c.pwrite, c.pread = disk_open, disk_close, disk_size, disk_pwrite, disk_pread
         c.fdatasync, c.fallocate, c.ftruncate, c.rename = disk_fdatasync, disk_fallocate, disk_ftruncate, disk_rename
-        c.unlink, c.sync_folder = disk_unlink, disk_sync_folder
+        c.unlink, c.sync_folder, c.punch = disk_unlink, disk_sync_folder, disk_punch
 
     cdef Inode new_inode(self, data):
         cdef Inode inode = Inode(len(self.inodes), data)
@@ -130,6 +131,10 @@ cdef int64_t disk_pwrite(void* me, int fd, const uint8_t* data, size_t size, uin
     cdef bytes written = (<const char*> data)[:size]
     if not isinstance(inode.data, bytearray):
         inode.data = bytearray(inode.data)
+    if len(inode.data) < offset + size:
+        if disk.room < offset + size - len(inode.data):
+            return -ENOSPC
+        disk.room -= offset + size - len(inode.data)
     if len(inode.data) < offset:
         inode.data.extend(bytes(offset - len(inode.data)))
     inode.data[offset : offset + size] = written
@@ -188,6 +193,20 @@ cdef int disk_ftruncate(void* me, int fd, uint64_t size) noexcept with gil:
     return resize(<MemoryDisk> me, "ftruncate", fd, size, True)
 
 
+cdef int disk_punch(void* me, int fd, uint64_t offset, uint64_t size) noexcept with gil:
+    cdef MemoryDisk disk = <MemoryDisk> me
+    cdef int fault = disk.fault("punch")
+    if fault:
+        return refused(fault)
+    cdef Inode inode = disk.handles[fd]
+    if not isinstance(inode.data, bytearray):
+        inode.data = bytearray(inode.data)
+    size = min(offset + size, len(inode.data)) - min(offset, len(inode.data))
+    inode.data[offset : offset + size] = bytes(size)
+    disk.note(("write", inode.number, offset, bytes(size)))
+    return 0
+
+
 cdef int disk_rename(void* me, const char* old, const char* new) noexcept with gil:
     cdef MemoryDisk disk = <MemoryDisk> me
     cdef int fault = disk.fault("rename")
@@ -235,3 +254,46 @@ def submit(log: Log) -> None:
 
 def look(log: Log) -> int:
     return log.look()
+
+
+cdef Buffer buffer_of(data: bytes):
+    cdef Buffer buffer
+    buffer_init(&buffer)
+    buffer_add(&buffer, <const char*> data, len(data))
+    return buffer
+
+
+def extent_write(log: Log, number: int, data: bytes) -> bool:
+    cdef Buffer payload = buffer_of(data)
+    done = log.extent_write(number, &payload)
+    assert payload.data == NULL or not done
+    return done
+
+
+def extent_read(log: Log, number: int) -> bool:
+    return log.extent_read(number)
+
+
+def extent_next(log: Log):
+    """(number, payload, error), or None."""
+    cdef ExtentRead found
+    if not log.extent_next(&found):
+        return None
+    data = (<const char*> found.payload.data)[:found.payload.size] if found.payload.size else b""
+    buffer_free(&found.payload)
+    return found.number, data, found.error
+
+
+def extent_free(log: Log, number: int) -> None:
+    log.extent_free(number)
+
+
+def checkpoint(log: Log, position: int, entries) -> bool:
+    """`entries`: (shard, blob) each."""
+    framed = b"".join(len(blob).to_bytes(4, "little") + shard.to_bytes(2, "little") + b"\0\0" + blob + bytes(-len(blob) % 8)
+                      for shard, blob in entries)
+    cdef Buffer states = buffer_of(framed)
+    done = log.checkpoint(position, &states)
+    if not done:
+        buffer_free(&states)
+    return done

@@ -43,12 +43,12 @@ def numbered(entries: list, first: int = 1) -> list[tuple]:
 def test_entries_are_read_again_in_order_by_the_next_owner(folder):
     entries = written(folder, 100)
     for epoch in (2, 30):
-        log = FileLog(folder, segment_size=SEGMENT_SIZE)
+        log = FileLog(folder, segment_size=SEGMENT_SIZE, needs_checkpoint=False)
         assert log.open(epoch) == len(entries)
         assert list(log.read()) == numbered(entries)
         log.close()
         written(folder, 30, epoch + 10, entries)
-        log = FileLog(folder, segment_size=SEGMENT_SIZE)
+        log = FileLog(folder, segment_size=SEGMENT_SIZE, needs_checkpoint=False)
         assert log.open(epoch + 20) == len(entries)
         assert list(log.read()) == numbered(entries)
         log.close()
@@ -57,7 +57,7 @@ def test_entries_are_read_again_in_order_by_the_next_owner(folder):
 @pytest.mark.parametrize("position", [1, 2, 17, 50, 51])
 def test_reading_begins_at_any_position(folder, position):
     entries = written(folder, 40)[:]
-    log = FileLog(folder, segment_size=SEGMENT_SIZE)
+    log = FileLog(folder, segment_size=SEGMENT_SIZE, needs_checkpoint=False)
     log.open(2)
     assert list(log.read(position)) == numbered(entries, position)
     assert list(log.read(len(entries) + 1)) == []
@@ -72,7 +72,7 @@ def test_log_wants_the_records_of_durable_queues(folder):
 
 
 def test_entry_larger_than_a_segment_gets_one_of_its_own(folder):
-    log = FileLog(folder, segment_size=8192)
+    log = FileLog(folder, segment_size=8192, needs_checkpoint=False)
     files, entries = disk().MemoryDisk(), []
     writer = Writer(log, random.Random(1), entries)
     writer.open(files, 1)
@@ -82,13 +82,11 @@ def test_entry_larger_than_a_segment_gets_one_of_its_own(folder):
         disk().submit(log)
         writer.wait(len(entries))
     log.close()
-    log.open(2)
     assert list(log.read()) == numbered(entries)
-    log.close()
 
 
 def test_entries_that_were_not_submitted_are_dropped_by_close(folder):
-    log = FileLog(folder, segment_size=8192)
+    log = FileLog(folder, segment_size=8192, needs_checkpoint=False)
     log.open(1)
     disk().append(log, 1, b"one")
     disk().submit(log)
@@ -96,13 +94,12 @@ def test_entries_that_were_not_submitted_are_dropped_by_close(folder):
     assert (log.appended, log.submitted) == (2, 1)
     log.close()
     assert log.durable == 1
-    assert log.open(2) == 1
-    log.close()
+    assert list(log.read()) == [(1, 1, b"one")]
 
 
 def test_trimmed_segments_become_the_next_ones(folder):
     entries, files = [], disk().MemoryDisk()
-    log = FileLog(folder, segment_size=8192)
+    log = FileLog(folder, segment_size=8192, needs_checkpoint=False)
     writer = Writer(log, random.Random(3), entries)
     writer.open(files, 1)
     for _ in range(300):
@@ -113,6 +110,7 @@ def test_trimmed_segments_become_the_next_ones(folder):
     names = os.listdir(folder)
     assert len([name for name in names if name.startswith("spare-")]) <= 2
     assert len([name for name in names if name.startswith("journal-")]) <= 4
+    log = FileLog(folder, segment_size=8192, needs_checkpoint=False)
     assert log.open(2) == len(entries)
     assert log.first > 1
     assert list(log.read()) == numbered(entries, log.first)
@@ -134,7 +132,7 @@ def test_tear_is_told(folder):
     end = len(data.rstrip(b"\0"))
     path.write_bytes(data[: end - 100] + bytes(len(data) - end + 100))
     told = []
-    log = FileLog(folder, say=told.append, segment_size=SEGMENT_SIZE)
+    log = FileLog(folder, say=told.append, segment_size=SEGMENT_SIZE, needs_checkpoint=False)
     position = log.open(2)
     assert position < len(entries)
     assert len(told) == 1 and str(path) in told[0] and f"ends with position {position}" in told[0]
@@ -149,7 +147,7 @@ sys.path[:0] = sys.argv[2:4]
 import random
 from disk import crashes, disk
 from fastmq.storage.file_log import FileLog
-writer = crashes.Writer(FileLog(sys.argv[1], segment_size=8192), random.Random(5), [])
+writer = crashes.Writer(FileLog(sys.argv[1], segment_size=8192, needs_checkpoint=False), random.Random(5), [])
 writer.open(disk().MemoryDisk(), 1)
 while True:
     writer.append()
@@ -167,8 +165,8 @@ def test_failpoint_is_reached_and_keeps_what_was_told(folder, name, hits):
     child = subprocess.run([sys.executable, "-c", CHILD, folder, str(tests), str(tests / "unit")], capture_output=True, text=True,
                            env=os.environ | {"FASTMQ_FAILPOINT": f"{name}:{hits}"}, timeout=60)
     assert child.returncode == -signal.SIGKILL, child.stderr
-    told = int(child.stdout.split()[-1]) if child.stdout else 0
-    log = FileLog(folder, segment_size=8192)
+    told = int(child.stdout.split("\n")[:-1][-1]) if "\n" in child.stdout else 0
+    log = FileLog(folder, segment_size=8192, needs_checkpoint=False)
     position = log.open(2)
     assert told <= position <= told + 4
     if name == "after_sync_before_confirm":

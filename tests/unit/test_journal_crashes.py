@@ -37,7 +37,7 @@ class Suite:
         files = disk().MemoryDisk(paths)
         for name, value in self.table.items():
             setattr(files, name, value)
-        writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE), self.rnd, entries)
+        writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False), self.rnd, entries)
         writer.open(files, epoch)
         writer.write(self.rnd.randint(5, 60))
         writer.close()

@@ -22,7 +22,7 @@ def journal(is_recycled: bool, is_closed: bool) -> tuple[dict[str, bytes], list[
     """
     rnd = random.Random(7)
     files = disk().MemoryDisk()
-    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE), rnd, [], size_max=500)
+    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False), rnd, [], size_max=500)
     writer.open(files, 1)
     before = 0
     while len([path for path in files.paths if "journal" in path]) < 8:
@@ -111,5 +111,5 @@ def test_damaged_journal_is_not_opened_and_not_changed():
     damaged = {**paths, path: paths[path][:5000] + b"\xff\xff\xff\xff" + paths[path][5004:]}
     files = disk().MemoryDisk(damaged)
     with pytest.raises(JournalDamaged, match=r"damaged at offset \d+: position \d+ cannot be read, and everything up to position \d+ was dur"):
-        FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE).open(5)
+        FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False).open(5)
     assert files.contents() == damaged and not files.noted

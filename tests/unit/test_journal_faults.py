@@ -15,7 +15,7 @@ FOLDER, SEGMENT_SIZE = "/log", 8192
 
 def life(files, paths, entries, seed) -> tuple[Writer, str]:
     """One owner: opens, writes, trims, closes; what it came to."""
-    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE), random.Random(seed), entries)
+    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False), random.Random(seed), entries)
     try:
         writer.open(files, 2)
     except OSError:
@@ -38,7 +38,7 @@ def start() -> tuple[dict[str, bytes], list]:
     """A journal of a few segments to begin with."""
     entries = []
     files = disk().MemoryDisk()
-    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE), random.Random(1), entries)
+    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False), random.Random(1), entries)
     writer.open(files, 1)
     while len(files.paths) < 4:
         writer.append()
@@ -80,7 +80,7 @@ def test_every_failing_call_leaves_what_was_told_durable(fault):
 def test_log_without_room_is_full_and_goes_on_when_there_is_room():
     entries = []
     files = disk().MemoryDisk()
-    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE), random.Random(1), entries)
+    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False), random.Random(1), entries)
     writer.open(files, 1)
     writer.append()
     writer.wait(len(entries))
@@ -101,7 +101,7 @@ def test_log_without_room_is_full_and_goes_on_when_there_is_room():
 def test_full_log_can_be_closed():
     files = disk().MemoryDisk()
     files.room = 0
-    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE), random.Random(1), [])
+    writer = Writer(FileLog(FOLDER, files=files, segment_size=SEGMENT_SIZE, needs_checkpoint=False), random.Random(1), [])
     writer.open(files, 1)
     writer.append()
     writer.close()

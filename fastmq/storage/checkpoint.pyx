@@ -1,0 +1,98 @@
+"""The file `checkpoint` (see checkpoint.pxd)."""
+import os
+
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+
+from fastmq.storage.crc32c cimport crc32c
+from fastmq.storage.files cimport FileCalls, open_file, read_all
+from fastmq.storage.log cimport entries_fit
+from fastmq.storage.posix cimport O_RDONLY
+from fastmq.storage.segments cimport BYTE_ORDER_MARK
+
+from fastmq.errors import JournalDamaged
+
+
+cdef class Checkpoint:
+    """The checkpoint in `folder`; false where there is none. Raises JournalDamaged and OSError."""
+
+    def __cinit__(self, files: Files, folder: str):
+        cdef FileCalls* calls = &files.calls
+        cdef int64_t size, got
+        cdef int fd
+        path = os.path.join(folder, "checkpoint")
+        if "checkpoint" not in files.names(folder):
+            return
+        fd = open_file(calls, os.fsencode(path), O_RDONLY)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd), path)
+        size = calls.size(calls.self, fd)
+        self.data = <unsigned char*> malloc(max(size, 0) + 1)
+        got = read_all(calls, fd, self.data, <size_t> size, 0) if self.data != NULL and size >= 0 else size
+        calls.close(calls.self, fd)
+        if self.data == NULL:
+            raise MemoryError
+        if got < 0:
+            raise OSError(-got, os.strerror(-got), path)
+        self._check(path, got)
+
+    def __dealloc__(self):
+        free(self.data)
+
+    def _check(self, path: str, size: int) -> None:
+        cdef CheckpointHead* h = <CheckpointHead*> self.data
+        cdef size_t behind
+        cdef BatchView entries
+        fault = ""
+        if size < <int64_t> sizeof(CheckpointHead) or h.mark != CHECKPOINT_MARK:
+            fault = "is not a checkpoint of fastmq, or is damaged"
+        elif h.byte_order != BYTE_ORDER_MARK:
+            fault = "was written on a machine of the other byte order, or is damaged"
+        elif h.version != CHECKPOINT_VERSION:
+            fault = f"has format version {h.version}, and this fastmq reads {CHECKPOINT_VERSION}; or it is damaged"
+        else:
+            behind = <size_t> size - sizeof(CheckpointHead)
+            if (
+                h.extent_count > behind // sizeof(CheckpointExtent)
+                or h.extent_count * sizeof(CheckpointExtent) + h.entries_size != behind
+                or h.crc != checkpoint_crc(h, crc32c(0, self.data + sizeof(CheckpointHead), behind))
+            ):
+                fault = "is damaged"
+        if fault:
+            raise JournalDamaged(f"{path} {fault}; what it kept is only there and in a backup", path, 0)
+        self.head = h
+        self.extents = <const CheckpointExtent*> (h + 1)
+        self.view(&entries)
+        if not entries_fit(entries.entries, entries.size, entries.count):
+            raise JournalDamaged(f"{path} is damaged; what it kept is only there and in a backup", path, 0)
+
+    cdef void view(self, BatchView* out) noexcept nogil:
+        """Its entries, for as long as this lives."""
+        out.first = 0
+        out.count = self.head.entry_count
+        out.entries = <const uint8_t*> (self.extents + self.head.extent_count)
+        out.size = <size_t> self.head.entries_size
+
+    def __bool__(self) -> bool:
+        return self.head != NULL
+
+    @property
+    def position(self) -> int:
+        return self.head.position if self.head != NULL else 0
+
+    @property
+    def epoch(self) -> int:
+        return self.head.epoch if self.head != NULL else 0
+
+    @property
+    def extent_count(self) -> int:
+        return self.head.extent_count if self.head != NULL else 0
+
+    @property
+    def entry_count(self) -> int:
+        return self.head.entry_count if self.head != NULL else 0
+
+
+cdef uint32_t checkpoint_crc(const CheckpointHead* head, uint32_t behind) noexcept nogil:
+    """Of the head, after that of what is behind it."""
+    return crc32c(behind, head, sizeof(CheckpointHead) - sizeof(uint32_t))
