@@ -112,7 +112,6 @@ cdef class Checkpointer:
 
     cdef bint step(self, int64_t now_ns) noexcept nogil:
         """A part of the checkpoint. Whether there is more to do at once."""
-        cdef Shard shard
         cdef int result
         while self.at < SHARDS_MAX and self.shard_of[self.at] == NULL:
             self.at += 1

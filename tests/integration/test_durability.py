@@ -16,8 +16,8 @@ from fastmq.errors import BrokerFailed
 class Kept:
     """A broker on a data directory and a port of its own, which can be killed as a whole and started again."""
 
-    def __init__(self, data_dir, workers: int) -> None:
-        self.data_dir, self.workers, self.port = data_dir, workers, 0
+    def __init__(self, data_dir, workers: int, settings: dict) -> None:
+        self.data_dir, self.workers, self.port, self.settings = data_dir, workers, 0, settings
         self.broker = None
         self.start()
 
@@ -28,7 +28,7 @@ class Kept:
 
     def _started(self):
         try:
-            return fastmq.Broker(workers=self.workers, data_dir=self.data_dir, port=self.port, events_port=0)
+            return fastmq.Broker(workers=self.workers, data_dir=self.data_dir, port=self.port, events_port=0, **self.settings)
         except BrokerFailed as error:
             if "in use" in str(error):                  # the one before is still ending
                 return None
@@ -50,8 +50,8 @@ class Kept:
 def kept(run, tmp_path):
     made = []
 
-    def make(workers: int = 1) -> Kept:
-        made.append(Kept(tmp_path / "data", workers))
+    def make(workers: int = 1, **settings) -> Kept:
+        made.append(Kept(tmp_path / "data", workers, settings))
         return made[-1]
 
     yield make
@@ -65,7 +65,7 @@ KILLS = 17 if not os.environ.get("FASTMQ_LONG") else 340
 @pytest.mark.parametrize("victim", ["worker", "frontend", "broker"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_killed_under_load_nothing_confirmed_is_lost_nothing_is_doubled_and_order_is_kept(kept, workers, victim):
-    place = kept(workers)
+    place = kept(workers, checkpoint_tail_size=2**18)       # many checkpoints
     loads = [Load(place.url, f"load{n}") for n in range(2)]
     rnd = random.Random(workers)
     for load in loads:
