@@ -81,6 +81,7 @@ class BuildExtensions(build_ext):
 
     def finalize_options(self) -> None:
         if self.distribution.ext_modules and not getattr(self.distribution, "cythonized", False):
+            require_compiler()  # first: Cython takes most of a minute
             from Cython.Build import cythonize
 
             self.distribution.cythonized = True
@@ -90,10 +91,8 @@ class BuildExtensions(build_ext):
         self.parallel = self.parallel or 2
 
     def run(self) -> None:
-        if self.extensions:
-            if self.inplace and (DEBUG or ASAN):
-                raise SystemExit("A debug or ASan build does not go in place: see the head of setup.py.")
-            require_compiler()
+        if self.extensions and self.inplace and (DEBUG or ASAN):
+            raise SystemExit("A debug or ASan build does not go in place: see the head of setup.py.")
         super().run()
 
 
