@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -134,8 +135,8 @@ class Bench:
         ping, pong = self.queue("ping"), self.queue("pong")
         asking = Side(LOADS, "ping", url=given.url, ping=ping, pong=pong, trips=given.messages, size=given.size, steps=STEPS)
         answering = Side(LOADS, "pong", url=given.url, ping=ping, pong=pong)
-        with together(asking, answering, timeout=HOUR_S):
-            return asking.report(progress)
+        with together(asking, answering, timeout=HOUR_S) as started:
+            return asking.report(progress) | {"seconds": monotonic() - started}
 
     def pubsub(self, progress: Progress) -> Figures:
         """Live events to subscribers; the publisher waits for the slowest one, so that none is lost."""
@@ -160,10 +161,10 @@ class Bench:
 
 
 VERBS: dict[str, tuple[str, int, Callable[[Bench, Progress], Figures]]] = {  # what it is, messages, how
-    "queue": ("work queue", 200_000, Bench.work_queue),
+    "queue": ("work queue", 500_000, Bench.work_queue),
     "pingpong": ("ping-pong", 3000, Bench.pingpong),
-    "pubsub": ("live events", 200_000, Bench.pubsub),
-    "crowd": ("many clients", 200_000, Bench.crowd),
+    "pubsub": ("live events", 500_000, Bench.pubsub),
+    "crowd": ("many clients", 500_000, Bench.crowd),
 }
 
 
@@ -216,6 +217,7 @@ def command(loads: tuple[str, ...], messages: int | None, as_json: bool, url: st
     """
     rows: list[dict[str, Any]] = []
     status = 0
+    end_tidily()
     with connected(url) as mq:
         for name in loads or ("queue", "pingpong", "pubsub"):
             given = Given(url=url, messages=messages or messages_of(name, options["size"]), **options)
@@ -229,16 +231,31 @@ def command(loads: tuple[str, ...], messages: int | None, as_json: bool, url: st
             if as_json:
                 write_json(rows[-1])
     if not as_json and rows:
-        columns = ("load", "messages", "size", "messages/s", "MB/s", "p50 us", "p99 us")
-        write_table("", columns, [[row["load"], row["messages"], row["size"], *map(partial(cell, row), FIGURES)] for row in rows])
+        shown = [figure for figure in FIGURES if any(figure in row for row in rows)]
+        columns = ("load", "messages", "size", *(FIGURES[figure][0] for figure in shown))
+        write_table("", columns, [[row["load"], row["messages"], row["size"], *(cell(row, figure) for figure in shown)] for row in rows])
     return status
 
 
-FIGURES = {"messages_s": ",.0f", "mb_s": ",.1f", "p50_us": ",.0f", "p99_us": ",.0f"}
+def end_tidily() -> None:
+    """Delete the queues on SIGTERM and SIGHUP too, unless these are ignored (nohup)."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+FIGURES = {  # as a table shows them
+    "messages_s": ("messages/s", ",.0f"), "mb_s": ("MB/s", ",.1f"), "p50_us": ("p50 us", ",.0f"), "p99_us": ("p99 us", ",.0f"),
+    "seconds": ("seconds", ",.2f"),
+}  # fmt: skip
 
 
 def cell(row: dict[str, Any], figure: str) -> str:
-    return format(row[figure], FIGURES[figure]) if figure in row else ""
+    return format(row[figure], FIGURES[figure][1]) if figure in row else "-"
 
 
 def measure(mq: Client, name: str, given: Given) -> Figures | None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastmq import Client
 
 BODY_SIZE_MAX = 128 * 2**20  # what is longer is refused unread: the broker allows less
-CHUNK_MESSAGES = 5000  # published between two looks at the outcomes
+CHUNK_MESSAGES = 5000  # published between two looks at the outcomes; a line that is typed has its own
 NAMED_MAX = 10  # refusals that are named one by one
 
 
@@ -68,11 +68,19 @@ def command(
     What is refused is named on standard error; the rest is published all the same.
     """
     tally = Tally()
+    typed = not (bodies or files) and sys.stdin is not None and sys.stdin.isatty()
     with connected(url) as mq:
-        publish = Publishing(mq, tally, timeout, key, {"persistent": not transient, **options})
-        for name, body in messages(bodies, files):
-            publish.add(name, body)
-        publish.finish()
+        if typed:
+            say("each line is published as a message; Ctrl-D ends")
+        publish = Publishing(mq, tally, timeout, 1 if typed else CHUNK_MESSAGES, key, {"persistent": not transient, **options})
+        try:
+            for name, body in messages(bodies, files):
+                publish.add(name, body)
+            publish.finish()
+        except KeyboardInterrupt:
+            publish.finish()
+            tally.report()
+            raise
     return tally.report()
 
 
@@ -80,6 +88,9 @@ def messages(bodies: tuple[str, ...], files: tuple[str, ...]) -> Iterator[tuple[
     """Each message's name for people, and its body."""
     for number, body in enumerate(bodies, 1):
         yield f"argument {number}", os.fsencode(body)
+    if "-" in files or not (bodies or files):
+        if sys.stdin is None:
+            raise click.ClickException("standard input is closed")
     for path in files:
         try:
             with click.open_file(path, "rb") as file:
@@ -88,15 +99,21 @@ def messages(bodies: tuple[str, ...], files: tuple[str, ...]) -> Iterator[tuple[
             raise click.FileError(path, error.strerror) from None
     if bodies or files:
         return
-    if sys.stdin.isatty():
-        say("each line is published as a message; Ctrl-D ends")
-    lines = sys.stdin.buffer
-    number = 0
-    while line := lines.readline(BODY_SIZE_MAX + 1):
-        number += 1
-        yield f"line {number}", line.removesuffix(b"\n")
+    try:
+        for number, line in enumerate(lines(sys.stdin.buffer), 1):
+            yield f"line {number}", line
+    except OSError as error:
+        raise click.ClickException(f"standard input cannot be read: {error.strerror}") from None
+
+
+def lines(file: BinaryIO) -> Iterator[bytes]:
+    """Each line without its end. One that has none is the last: a terminal would have to be told twice that nothing follows."""
+    while line := file.readline(BODY_SIZE_MAX + 1):
+        yield line.removesuffix(b"\n")
         while len(line) > BODY_SIZE_MAX and not line.endswith(b"\n"):  # the rest of a line that is too long
-            line = lines.readline(BODY_SIZE_MAX + 1)
+            line = file.readline(BODY_SIZE_MAX + 1)
+        if not line.endswith(b"\n"):
+            return
 
 
 class Tally:
@@ -126,21 +143,21 @@ class Tally:
 class Publishing:
     """Messages on their way: their names are remembered until their outcomes are known."""
 
-    def __init__(self, mq: Client, tally: Tally, timeout: float, key: str, options: dict[str, Any]) -> None:
-        self.mq, self.tally, self.timeout, self.key = mq, tally, timeout, key
+    def __init__(self, mq: Client, tally: Tally, timeout: float, chunk: int, key: str, options: dict[str, Any]) -> None:
+        self.mq, self.tally, self.timeout, self.chunk, self.key = mq, tally, timeout, chunk, key
         self.publish, self.options = mq.publish, {"timeout": timeout, **options}
         self.names: dict[int, str] = {}  # by sequence
 
     def add(self, name: str, body: bytes) -> None:
-        self.tally.published += 1
         if len(body) > BODY_SIZE_MAX:
             self.tally.refuse(name, f"it is longer than {BODY_SIZE_MAX >> 20} MiB", "too-large")
-            return
-        try:
-            self.names[self.publish(self.key, body, **self.options)] = name
-        except BadArgument as error:
-            self.tally.refuse(name, str(error), error.code)
-        if len(self.names) >= CHUNK_MESSAGES:
+        else:
+            try:
+                self.names[self.publish(self.key, body, **self.options)] = name
+            except BadArgument as error:
+                self.tally.refuse(name, str(error), error.code)
+        self.tally.published += 1
+        if len(self.names) >= self.chunk:
             self.finish()
 
     def finish(self) -> None:
@@ -149,5 +166,6 @@ class Publishing:
             self.mq.flush(timeout=self.timeout)
         except PublishError as error:
             for failure in error.failures:
-                self.tally.refuse(self.names[failure.sequence], failure.reason, failure.code)
+                name = self.names.get(failure.sequence, f"message {failure.sequence}")  # Ctrl-C may have come before the name was kept
+                self.tally.refuse(name, failure.reason, failure.code)
         self.names.clear()

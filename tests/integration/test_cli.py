@@ -393,7 +393,16 @@ def test_bench_measures_and_leaves_no_queue(cli: Cli, mq: fastmq.Client, argumen
 
 def test_bench_shows_a_table_of_several_loads(cli: Cli) -> None:
     shown = cli("bench", "queue", "pingpong", "--messages", "200").stdout.decode()
-    assert [line.split()[0] for line in shown.splitlines() if "200" in line] == ["queue", "pingpong"]
+    head, *rows = [line.split() for line in shown.splitlines() if line.strip() and "──" not in line]
+    assert head == ["load", "messages", "size", "messages/s", "MB/s", "p50", "us", "p99", "us", "seconds"]
+    assert [row[:2] for row in rows] == [["queue", "200"], ["pingpong", "200"]]
+    assert [[number for number, cell in enumerate(row) if cell == "-"] for row in rows] == [[5, 6], [3, 4]]
+
+
+def test_bench_shows_no_figure_that_its_load_does_not_have(cli: Cli) -> None:
+    shown = cli("bench", "queue", "--messages", "200").stdout
+    assert b"messages/s" in shown
+    assert b"p99" not in shown
 
 
 def test_bench_whose_messages_do_not_all_come_ends_with_status_1(cli: Cli, mq: fastmq.Client) -> None:
@@ -408,12 +417,13 @@ def test_bench_whose_messages_do_not_all_come_ends_with_status_1(cli: Cli, mq: f
     assert bench_queues(mq) == []
 
 
-def test_ctrl_c_ends_bench_with_status_130_and_leaves_no_queue(cli: Cli, mq: fastmq.Client) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signal_ends_bench_and_leaves_no_queue(cli: Cli, mq: fastmq.Client, number: signal.Signals, status: int) -> None:
     process = cli.start("bench", "pingpong", "--messages", "1000000", start_new_session=True)
     wait_until(lambda: sum(consumers_of(mq, queue) for queue in bench_queues(mq)) == 2)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+    assert (process.returncode, out, err.strip()) == (status, b"", b"")
     assert bench_queues(mq) == []
 
 
