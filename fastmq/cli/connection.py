@@ -36,11 +36,12 @@ def url_option(function: F) -> F:
 def connected(url: str) -> Iterator[Client]:
     """A client of the broker at `url`, closed on leaving. Without a broker: what to do, and exit status 3."""
     import fastmq
+    from fastmq.client.client import PASSING
 
     try:
         client = fastmq.connect(url, timeout=CONNECT_TIMEOUT_S)
     except (ConnectionFailed, TimedOut) as error:
-        start = "" if "fastmq serve" in str(error) else " Start one with `fastmq serve`."
+        start = "" if "fastmq serve" in str(error) or error.code in PASSING else " Start one with `fastmq serve`."
         raise NoBroker(f"{error}.{start} Another address is named with --url or FASTMQ_URL.") from None
     with client:
         yield client

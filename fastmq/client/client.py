@@ -128,7 +128,8 @@ class Client(ClientBase):
         code, text = why
         if code in ERROR_OF_CODE and code not in PASSING:
             return error_from_wire(code, text)
-        return ConnectionFailed(f"no fastmq broker at {self._address}: {text}", code)
+        found = "the fastmq broker at {} takes no session" if code in PASSING else "no fastmq broker at {}"
+        return ConnectionFailed(f"{found.format(self._address)}: {text}", code)
 
     def _after_fork(self) -> None:
         """In the child of a fork: the session stays with the parent, and so does the helper thread."""

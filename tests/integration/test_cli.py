@@ -214,6 +214,13 @@ def test_without_a_broker_it_says_how_to_start_one(cli: Cli, verb: tuple[str, ..
     assert str(port).encode() in done.stderr
 
 
+def test_broker_that_takes_no_more_sessions_is_not_called_absent(cli: Cli) -> None:
+    with fastmq.Broker(workers=1, sessions_max=1) as broker, fastmq.connect(broker.url):
+        told = cli("status", "--url", broker.url, status=3).stderr
+    assert b"takes no session: there are 1 sessions, as many as sessions_max allows" in told
+    assert b"Start one" not in told
+
+
 def test_unacknowledged_messages_go_back_when_requeued(cli: Cli, mq: fastmq.Client) -> None:
     mq.declare_queue("requeued")
     cli("publish", "requeued", "1", "2", "3")
