@@ -82,6 +82,7 @@ def test_what_does_not_fit_waits_and_memory_is_given_back():
     assert sender.waiting_bytes == 0
 
 
+@pytest.mark.skipif(os.environ.get("FASTMQ_ASAN") == "1", reason="ASan keeps what was freed for a while, to notice its use")
 def test_what_waits_under_a_load_that_never_ends_takes_no_more_memory():
     sender, receiver = Link.pair(4096)
     body = bytes(1000)
