@@ -6,14 +6,15 @@
 #     outcome --waits for the log--> filling --submit--> flying --durable--> outgoing --room in the ring--> link
 #             --does not------------------------------------------------->
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint32_t
 
+from fastmq.model.regions cimport UNIT_COLD, UNIT_WARM, Region, Regions, regions_take
 from fastmq.net.ring cimport Link
 from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_free, outgoing_init, outgoing_leave, parcel_count_names, parcel_delivery_size, parcel_finish_outcome,
     parcel_has_deliveries, parcel_has_outcome, parcel_write_delivery, parcel_write_outcome,
 )
-from fastmq.wire.link cimport L_DELIVER, L_OUTCOME
+from fastmq.wire.link cimport L_DELIVER, L_OUTCOME, L_REGION, LinkRegion
 
 
 cdef struct Port:
@@ -85,3 +86,17 @@ cdef inline bint port_send_outcomes(Port* port) noexcept nogil:
             outgoing_leave(&port.outgoing, before, parcel)
         parcel = before.next if before != NULL else port.outgoing.first
     return True
+
+
+cdef inline int port_lend(Port* port, Regions* regions, uint32_t frontend, bint is_warm) noexcept nogil:
+    """Lend the front-end a region of the arena to write into; 1, or 0: there is none, or -1: no memory."""
+    cdef Region* region = regions_take(regions, regions.unit_size, frontend, UNIT_WARM if is_warm else UNIT_COLD)
+    cdef LinkRegion told
+    if region == NULL:
+        return 0
+    port.lent += 1
+    told.offset = region.offset
+    told.size = region.units * regions.unit_size
+    told.is_warm = region.is_warm
+    told.padding = 0
+    return 1 if (<Link> port.link).add(L_REGION, 0, &told, sizeof(told)) == 0 else -1

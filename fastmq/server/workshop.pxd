@@ -70,6 +70,8 @@ cdef class Workshop:
     cdef Checkpointer checkpointer  # None: the log keeps nothing
     cdef uint64_t durable           # log position up to which outcomes have been let go
     cdef bint log_is_urgent         # somebody waits for what fills
+    cdef bint filling_waits         # outcomes do
+    cdef uint64_t flying_position   # what those in `flying` wait for
     cdef readonly int64_t log_due_ns    # when what fills is given to it although nobody does; 0: nothing fills, or somebody waits
     cdef int64_t now_ns
     cdef int64_t now_ms
@@ -81,7 +83,6 @@ cdef class Workshop:
     cdef bint read_links(self) noexcept nogil
     cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
-    cdef bint lend(self, uint32_t frontend, bint is_warm) noexcept nogil
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
     cdef void collect_outcome(self, uint32_t shard) noexcept nogil
@@ -89,6 +90,8 @@ cdef class Workshop:
     cdef void keep(self, Shard shard) noexcept nogil
     cdef void submit_log(self) noexcept nogil
     cdef void hear_log(self) noexcept nogil
+    cdef void fly(self) noexcept nogil
+    cdef void land(self) noexcept nogil
     cdef void tell_desk(self) noexcept with gil
     cdef bint owes_log(self) noexcept nogil
     cdef void collect(self, uint32_t shard) noexcept nogil

@@ -14,8 +14,8 @@ import types
 
 from fastmq.model.effects cimport Effects, effects_clear, effects_next
 from fastmq.model.regions cimport (
-    UNIT_COLD, UNIT_SIZE, UNIT_WARM, Region, Span, regions_cool, regions_count, regions_free, regions_frontend_gone, regions_init,
-    regions_returned, regions_take, regions_written,
+    UNIT_SIZE, Span, regions_cool, regions_count, regions_free, regions_frontend_gone, regions_init,
+    regions_returned, regions_written,
 )
 from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
 from fastmq.net.arena cimport ArenaMemory
@@ -25,7 +25,7 @@ from fastmq.server.fifo cimport fifo_add, fifo_take
 from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_add_delivery, outgoing_add_outcome, outgoing_parcel, outgoing_take_outcomes, parcel_has_deliveries,
 )
-from fastmq.server.port cimport port_free, port_init, port_send_deliveries, port_send_delivery, port_send_outcomes
+from fastmq.server.port cimport port_free, port_init, port_lend, port_send_deliveries, port_send_delivery, port_send_outcomes
 from fastmq.storage.log cimport RECORDS_DURABLE, Log
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
@@ -166,7 +166,8 @@ cdef class Workshop:
         for i in range(self.cooled.size // sizeof(Span)):
             self.arena.punch(spans[i].offset, spans[i].size)
         for i in range(FRONTENDS_MAX):
-            while self.ports[i].link != NULL and self.ports[i].lent < REGIONS_LENT and self.lend(i, False):
+            while self.ports[i].link != NULL and self.ports[i].lent < REGIONS_LENT and port_lend(
+                    &self.ports[i], &self.regions, i, False) > 0:
                 pass
 
     def arena_counts(self) -> dict[str, int]:
@@ -327,7 +328,7 @@ cdef class Workshop:
         cdef Outgoing* outgoing = &self.ports[effect.frontend].outgoing
         if effect.waits:
             outgoing = &self.ports[effect.frontend].filling
-            self.log_is_urgent = True
+            self.log_is_urgent = self.filling_waits = True
         outgoing_add_outcome(outgoing, outcome)
         if outgoing.failed:
             self.fail()
@@ -343,22 +344,28 @@ cdef class Workshop:
 
     cdef void submit_log(self) noexcept nogil:
         """Begin to write what was appended, where somebody waits for it or nobody has for long enough; its outcomes wait with it."""
-        cdef Outgoing other
-        cdef int i
         if not self.log_is_urgent:
             if self.log_due_ns == 0:
                 self.log_due_ns = self.now_ns + LOG_LINGER_NS
             if self.now_ns < self.log_due_ns:
                 return
-        if self.durable != self.log.submitted:
-            return                                          # a batch is in flight
         self.log.submit()
+        self.log_is_urgent = False
+        self.log_due_ns = 0
+        self.fly()
+
+    cdef void fly(self) noexcept nogil:
+        """What was submitted is on its way, and its outcomes with it, unless earlier ones still are."""
+        cdef Outgoing other
+        cdef int i
+        if not self.filling_waits or self.flying_position > self.durable:
+            return
         for i in range(FRONTENDS_MAX):
             other = self.ports[i].flying                    # empty
             self.ports[i].flying = self.ports[i].filling
             self.ports[i].filling = other
-        self.log_is_urgent = False
-        self.log_due_ns = 0
+        self.filling_waits = False
+        self.flying_position = self.log.submitted
 
     cdef void hear_log(self) noexcept nogil:
         """What the log has by now may leave, and be delivered."""
@@ -368,15 +375,26 @@ cdef class Workshop:
                 self.fail()
             return
         self.durable = self.log.durable
-        for i in range(FRONTENDS_MAX):
-            outgoing_take_outcomes(&self.ports[i].outgoing, &self.ports[i].flying)
-            if self.ports[i].outgoing.failed:
-                self.fail()
+        self.land()
+        if self.filling_waits and self.flying_position <= self.durable:     # they were submitted, but could not fly
+            self.log.submit()
+            self.fly()
+            self.land()
         for i in range(SHARDS_MAX):
             if self.shard_of[i] != NULL and (<Shard> self.shard_of[i]).durable_up_to(self.durable):
                 fifo_add(&self.touched, i)
         if self.desk is not None:
             self.tell_desk()
+
+    cdef void land(self) noexcept nogil:
+        """Outcomes that flew may leave, if the log has what they waited for."""
+        cdef int i
+        if self.flying_position > self.durable:
+            return
+        for i in range(FRONTENDS_MAX):
+            outgoing_take_outcomes(&self.ports[i].outgoing, &self.ports[i].flying)
+            if self.ports[i].outgoing.failed:
+                self.fail()
 
     cdef void tell_desk(self) noexcept with gil:
         try:
@@ -403,21 +421,6 @@ cdef class Workshop:
 
     # ---- the arena
 
-    cdef bint lend(self, uint32_t frontend, bint is_warm) noexcept nogil:
-        """Lend a front-end a region to write into, if there is one."""
-        cdef Region* region = regions_take(&self.regions, self.regions.unit_size, frontend, UNIT_WARM if is_warm else UNIT_COLD)
-        cdef LinkRegion told
-        if region == NULL:
-            return False
-        self.ports[frontend].lent += 1
-        told.offset = region.offset
-        told.size = region.units * self.regions.unit_size
-        told.is_warm = region.is_warm
-        told.padding = 0
-        if (<Link> self.ports[frontend].link).add(L_REGION, 0, &told, sizeof(told)) != 0:
-            self.fail()
-        return not self.failed
-
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil:
         """An L_LOANS_BACK or L_REGION_DONE."""
         cdef size_t i
@@ -427,7 +430,8 @@ cdef class Workshop:
         else:
             regions_written(&self.regions, (<const LinkRegion*> payload).offset, frontend)
             self.ports[frontend].lent -= 1
-            self.lend(frontend, (<const LinkRegion*> payload).is_warm)
+            if port_lend(&self.ports[frontend], &self.regions, frontend, (<const LinkRegion*> payload).is_warm) < 0:
+                self.fail()
 
     cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil:
         """Answer L_SHARD_COUNTS: all queues of this worker."""
