@@ -7,6 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq.storage.files cimport Files
 from fastmq.storage.log cimport BatchView
+from fastmq.wire.buffer cimport Buffer
 
 
 cdef extern from *:
@@ -51,4 +52,7 @@ cdef class Checkpoint:
     cdef void view(self, BatchView* out) noexcept nogil
 
 
+# writing one: the head's room, `checkpoint_add` for each extent, `checkpoint_head`, the entries' CRC
+cdef void checkpoint_add(Buffer* file, uint64_t number, uint64_t unit, uint64_t size, uint32_t crc) noexcept nogil
+cdef void checkpoint_head(Buffer* file, const Buffer* entries, uint64_t position, uint64_t epoch, uint32_t unit_size) noexcept nogil
 cdef uint32_t checkpoint_crc(const CheckpointHead* head, uint32_t behind) noexcept nogil

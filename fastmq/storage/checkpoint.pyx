@@ -3,12 +3,14 @@ import os
 
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 from fastmq.storage.crc32c cimport crc32c
 from fastmq.storage.files cimport FileCalls, open_file, read_all
-from fastmq.storage.log cimport entries_fit
+from fastmq.storage.log cimport entries_fit, entry_next
 from fastmq.storage.posix cimport O_RDONLY
 from fastmq.storage.segments cimport BYTE_ORDER_MARK
+from fastmq.wire.buffer cimport buffer_add
 
 from fastmq.errors import JournalDamaged
 
@@ -91,6 +93,35 @@ cdef class Checkpoint:
     @property
     def entry_count(self) -> int:
         return self.head.entry_count if self.head != NULL else 0
+
+
+cdef void checkpoint_add(Buffer* file, uint64_t number, uint64_t unit, uint64_t size, uint32_t crc) noexcept nogil:
+    """An extent that it knows."""
+    cdef CheckpointExtent known
+    known.number = number
+    known.unit = unit
+    known.size = size
+    known.crc = crc
+    known.zero = 0
+    buffer_add(file, &known, sizeof(known))
+
+
+cdef void checkpoint_head(Buffer* file, const Buffer* entries, uint64_t position, uint64_t epoch, uint32_t unit_size) noexcept nogil:
+    """Fill the head, all but its CRC. `entries`: those that will follow."""
+    cdef CheckpointHead* head = <CheckpointHead*> file.data
+    cdef const uint8_t* entry = entries.data
+    memset(head, 0, sizeof(CheckpointHead))
+    head.mark = CHECKPOINT_MARK
+    head.version = CHECKPOINT_VERSION
+    head.byte_order = BYTE_ORDER_MARK
+    head.position = position
+    head.epoch = epoch
+    head.extent_count = (file.size - sizeof(CheckpointHead)) // sizeof(CheckpointExtent)
+    head.entries_size = entries.size
+    head.unit_size = unit_size
+    while entry < entries.data + entries.size:
+        entry = entry_next(entry)
+        head.entry_count += 1
 
 
 cdef uint32_t checkpoint_crc(const CheckpointHead* head, uint32_t behind) noexcept nogil:

@@ -1,6 +1,6 @@
 # Extents and checkpoints: what outlives the journal, and the thread that writes and reads them.
 #
-# Owns: the file `extents`, in units of 64 KiB (`unit_size`), the map of who has which, the file `checkpoint`. Rules: an extent's bytes are
+# Owns: the file `extents`, in units of 64 KiB, the map of who has which, the file `checkpoint`. Rules: an extent's bytes are
 # never overwritten while a checkpoint that is valid, or may become so, knows them; writes are done in the order of the calls, reads before
 # them; a checkpoint is begun when all extents written before it lie there, and is renamed into place when they, all that was appended before
 # it, and itself are synced; only then the journal is trimmed. Without room an extent is refused (`extent_next` says so), or a checkpoint given
@@ -14,14 +14,10 @@ from fastmq.storage.files cimport FileCalls, Files
 from fastmq.storage.journal cimport Journal
 from fastmq.storage.log cimport ExtentRead
 from fastmq.storage.posix cimport pthread_cond_t, pthread_mutex_t, pthread_t
+from fastmq.storage.units cimport Units
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.idmap cimport IdMap
 
-
-cdef enum Unit:
-    UNIT_FREE = 0               # takes no room on the disk
-    UNIT_USED = 1
-    UNIT_DIRTY = 2              # free, and takes room
 
 cdef enum ExtentState:
     EXTENT_WAITS, EXTENT_WRITES, EXTENT_LIES
@@ -50,7 +46,6 @@ cdef struct ReadRequest:        # place and size as they were at the call
 cdef struct Extents:
     FileCalls* files
     Journal* journal
-    uint32_t unit_size
     int fd                      # of the file; -1: not there yet
     # said to the worker, atomically
     uint64_t done_count         # reads that are finished, and writes that failed
@@ -70,8 +65,7 @@ cdef struct Extents:
     Extent* freed               # may be known to a checkpoint
     Buffer reads                # ReadRequest[]
     Buffer done                 # ExtentRead[]
-    Buffer units                # a byte for each: Unit
-    uint64_t lowest             # no unit below it is free
+    Units units
     uint64_t begun              # checkpoints that were begun
     uint64_t writes             # extents that were given to be written,
     uint64_t written            # and those that were, or failed

@@ -4,19 +4,18 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmq.storage.checkpoint cimport CHECKPOINT_MARK, CHECKPOINT_VERSION, CheckpointExtent, CheckpointHead, checkpoint_crc
+from fastmq.storage.checkpoint cimport CheckpointHead, checkpoint_add, checkpoint_crc, checkpoint_head
 from fastmq.storage.crc32c cimport crc32c
 from fastmq.storage.failpoints cimport (
     AFTER_CHECKPOINT_BEFORE_RENAME, AFTER_EXTENT, AFTER_RENAME_BEFORE_TRIM, MID_CHECKPOINT, MID_EXTENT, armed, failpoint,
 )
 from fastmq.storage.files cimport PATH_SIZE_MAX, open_file, read_all, write_all
 from fastmq.storage.journal cimport journal_checkpointed, journal_fail, journal_tell, journal_wait
-from fastmq.storage.log cimport entry_next
 from fastmq.storage.posix cimport (
     EBADMSG, O_CREAT, O_RDWR, atomic_load, atomic_store, cond_wait_ns, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait,
     pthread_join, pthread_mutex_lock, pthread_mutex_unlock, snprintf, start_thread,
 )
-from fastmq.storage.segments cimport BYTE_ORDER_MARK
+from fastmq.storage.units cimport UNIT_FREE, units_claim, units_count, units_release, units_run, units_take
 from fastmq.wire.buffer cimport buffer_add, buffer_drop_front, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_find, idmap_free, idmap_get, idmap_put, idmap_remove
 
@@ -142,16 +141,8 @@ cdef bint extents_checkpoint(Extents* x, uint64_t position, Buffer* states, uint
 cdef bint extents_add(Extents* x, uint64_t number, uint64_t unit, uint64_t size, uint32_t crc) noexcept nogil:
     """Before the start: an extent that the checkpoint knows. False: no memory, or its units are another's."""
     cdef Extent* e
-    cdef uint64_t i, count = unit_count(x, size)
-    cdef size_t known = x.units.size
-    if unit + count > known:
-        if buffer_extend(&x.units, <size_t> (unit + count - known)) == NULL:
-            return False
-        memset(x.units.data + known, UNIT_DIRTY, <size_t> (unit + count - known))
-    for i in range(unit, unit + count):
-        if x.units.data[i] == UNIT_USED:
-            return False
-        x.units.data[i] = UNIT_USED
+    if not units_claim(&x.units, unit, units_count(&x.units, size)):
+        return False
     e = <Extent*> calloc(1, sizeof(Extent))
     if e == NULL or idmap_find(&x.map, number) != NULL or not idmap_put(&x.map, number, <uint64_t> <size_t> e):
         free(e)
@@ -161,7 +152,7 @@ cdef bint extents_add(Extents* x, uint64_t number, uint64_t unit, uint64_t size,
     e.size = size
     e.crc = crc
     e.state = EXTENT_LIES
-    x.bytes += count * x.unit_size
+    x.bytes = x.units.used * x.units.size
     x.begun = 1                         # it was there before
     return True
 
@@ -210,7 +201,7 @@ cdef void extents_free(Extents* x) noexcept nogil:
         buffer_free(&(<ExtentRead*> x.done.data)[i].payload)
     buffer_free(&x.done)
     buffer_free(&x.reads)
-    buffer_free(&x.units)
+    buffer_free(&x.units.states)
     buffer_free(&x.states)
     if x.fd >= 0:
         x.files.close(x.files.self, x.fd)
@@ -218,10 +209,6 @@ cdef void extents_free(Extents* x) noexcept nogil:
 
 
 # ---- under the lock
-
-cdef inline uint64_t unit_count(const Extents* x, uint64_t size) noexcept nogil:
-    return (size + x.unit_size - 1) // x.unit_size if size else 1
-
 
 cdef void forget(Extent* e) noexcept nogil:
     buffer_free(&e.payload)
@@ -252,29 +239,15 @@ cdef void drop(Extents* x, Extent* e) noexcept nogil:
 
 
 cdef void free_units(Extents* x, const Extent* e) noexcept nogil:
-    cdef uint64_t count = unit_count(x, e.size)
-    memset(x.units.data + e.unit, UNIT_DIRTY, <size_t> count)
-    atomic_store(&x.bytes, x.bytes - count * x.unit_size)
-    if e.unit < x.lowest:
-        x.lowest = e.unit
+    units_release(&x.units, e.unit, units_count(&x.units, e.size))
+    atomic_store(&x.bytes, x.units.used * x.units.size)
 
 
 cdef bint take_units(Extents* x, Extent* e) noexcept nogil:
-    """The first run of free units that is long enough, at the end of the file if need be. False: no memory."""
-    cdef uint64_t count = unit_count(x, e.size)
-    cdef uint64_t at = x.lowest, run = 0
-    while at < x.units.size and run < count:
-        run = run + 1 if x.units.data[at] != UNIT_USED else 0
-        at += 1
-        if run == 0 and at - 1 == x.lowest:
-            x.lowest = at
-    e.unit = at - run
-    if run < count:
-        if buffer_extend(&x.units, <size_t> (count - run)) == NULL:
-            x.units.failed = False
-            return False
-    memset(x.units.data + e.unit, UNIT_USED, <size_t> count)
-    atomic_store(&x.bytes, x.bytes + count * x.unit_size)
+    """False: no memory."""
+    if not units_take(&x.units, units_count(&x.units, e.size), &e.unit):
+        return False
+    atomic_store(&x.bytes, x.units.used * x.units.size)
     return True
 
 
@@ -343,7 +316,7 @@ cdef void read_extent(Extents* x, const ReadRequest* request) noexcept nogil:
     memset(&answer, 0, sizeof(answer))
     answer.number = request.number
     at = buffer_extend(&answer.payload, <size_t> request.size)
-    got = -ENOMEM if at == NULL else read_all(x.files, x.fd, at, <size_t> request.size, request.unit * x.unit_size)
+    got = -ENOMEM if at == NULL else read_all(x.files, x.fd, at, <size_t> request.size, request.unit * x.units.size)
     if got < 0:
         answer.error = <int> -got
     elif <uint64_t> got < request.size or crc32c(0, at, <size_t> request.size) != request.crc:
@@ -405,7 +378,7 @@ cdef void finish_extent(Extents* x, Extent* e, bint has_units, int failed) noexc
 
 cdef int put_extent(Extents* x, const Extent* e) noexcept nogil:
     """0, or -errno."""
-    cdef uint64_t offset = e.unit * x.unit_size
+    cdef uint64_t offset = e.unit * x.units.size
     cdef char[PATH_SIZE_MAX] path
     cdef int failed
     if x.fd < 0:
@@ -501,54 +474,26 @@ cdef void write_checkpoint(Extents* x) noexcept nogil:
 
 cdef bint describe(Extents* x, Buffer* file) noexcept nogil:
     """Under the lock: the head and the map of what it knows. False: no memory."""
-    cdef CheckpointHead* head
-    cdef const uint8_t* entry = x.states.data
-    cdef const uint8_t* end = entry + x.states.size
-    cdef uint64_t count = 0
-    cdef uint32_t entries = 0
     cdef size_t i
     cdef Extent* e = x.freed
-    if buffer_extend(file, sizeof(CheckpointHead)) == NULL:
-        return False
+    buffer_extend(file, sizeof(CheckpointHead))
     if x.map.entries != NULL:
         for i in range(x.map.mask + 1):
             if x.map.entries[i].key:
-                count += describe_extent(x, file, <Extent*> <size_t> x.map.entries[i].value)
-    while e != NULL:                    # freed after it was begun
-        if e.freed_at >= x.begun:
-            count += describe_extent(x, file, e)
+                describe_extent(x, file, <Extent*> <size_t> x.map.entries[i].value)
+    while e != NULL:
+        if e.freed_at >= x.begun:       # after it was begun
+            describe_extent(x, file, e)
         e = e.next
-    if file.failed:
-        return False
-    while entry < end:
-        entry = entry_next(entry)
-        entries += 1
-    head = <CheckpointHead*> file.data
-    memset(head, 0, sizeof(CheckpointHead))
-    head.mark = CHECKPOINT_MARK
-    head.version = CHECKPOINT_VERSION
-    head.byte_order = BYTE_ORDER_MARK
-    head.position = x.position
-    head.epoch = x.journal.epoch
-    head.extent_count = count
-    head.entries_size = x.states.size
-    head.entry_count = entries
-    head.unit_size = x.unit_size
-    return True
+    if not file.failed:
+        checkpoint_head(file, &x.states, x.position, x.journal.epoch, x.units.size)
+    return not file.failed
 
 
-cdef uint64_t describe_extent(Extents* x, Buffer* file, const Extent* e) noexcept nogil:
-    """How many were added: 1, or 0 for one that was written after the checkpoint was begun."""
-    cdef CheckpointExtent known
-    if e.born >= x.begun:
-        return 0
-    known.number = e.number
-    known.unit = e.unit
-    known.size = e.size
-    known.crc = e.crc
-    known.zero = 0
-    buffer_add(file, &known, sizeof(known))
-    return 1
+cdef void describe_extent(Extents* x, Buffer* file, const Extent* e) noexcept nogil:
+    """Unless it was written after the checkpoint was begun."""
+    if e.born < x.begun:
+        checkpoint_add(file, e.number, e.unit, e.size, e.crc)
 
 
 cdef int put_checkpoint(Extents* x, Buffer* file) noexcept nogil:
@@ -638,20 +583,14 @@ cdef void punch(Extents* x) noexcept nogil:
     cdef uint64_t at = 0, end, dirty
     while True:
         pthread_mutex_lock(&x.lock)
-        while at < x.units.size and x.units.data[at] == UNIT_USED:
-            at += 1
-        end = at
-        dirty = 0
-        while end < x.units.size and x.units.data[end] != UNIT_USED:
-            dirty += x.units.data[end] == UNIT_DIRTY
-            end += 1
+        end = units_run(&x.units, &at, &dirty)
         pthread_mutex_unlock(&x.lock)
         if end == at:
             return
         if dirty >= PUNCH_UNITS and x.fd >= 0:
-            if x.files.punch(x.files.self, x.fd, at * x.unit_size, (end - at) * x.unit_size) < 0:
+            if x.files.punch(x.files.self, x.fd, at * x.units.size, (end - at) * x.units.size) < 0:
                 return                  # a file system that cannot: the room stays the file's
             pthread_mutex_lock(&x.lock)
-            memset(x.units.data + at, UNIT_FREE, <size_t> (end - at))
+            memset(x.units.states.data + at, UNIT_FREE, <size_t> (end - at))
             pthread_mutex_unlock(&x.lock)
         at = end

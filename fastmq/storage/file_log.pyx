@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from fastmq.storage.checkpoint cimport Checkpoint, CheckpointExtent
 from fastmq.storage.extents cimport (
-    UNIT_DIRTY, Extents, extents_add, extents_checkpoint, extents_free, extents_next, extents_read, extents_release,
+    Extents, extents_add, extents_checkpoint, extents_free, extents_next, extents_read, extents_release,
     extents_start, extents_stop, extents_write,
 )
 from fastmq.storage.files cimport FileCalls, open_file, read_all, write_all
@@ -23,7 +23,8 @@ from fastmq.storage.posix cimport (
     EFD_CLOEXEC, EFD_NONBLOCK, O_RDWR, atomic_load, bell_quiet, close, cond_init, eventfd, pthread_cond_destroy, pthread_mutex_destroy,
     pthread_mutex_init,
 )
-from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_extend
+from fastmq.storage.units cimport units_grow
+from fastmq.wire.buffer cimport Buffer, buffer_add
 
 from fastmq.errors import FastMQError, JournalDamaged
 
@@ -66,7 +67,7 @@ cdef class FileLog(Log):
         self.journal.segment_size = segment_size
         self.extents.files = &self.files.calls
         self.extents.journal = &self.journal
-        self.extents.unit_size = unit_size
+        self.extents.units.size = unit_size
         self.say = say
         self.needs_checkpoint = needs_checkpoint
 
@@ -260,11 +261,11 @@ cdef class FileLog(Log):
         cdef FileCalls* calls = &self.files.calls
         cdef const CheckpointExtent* e
         cdef int64_t size = 0
-        cdef size_t i, known
+        cdef size_t i
         path = os.path.join(self.folder, "extents")
         names = self.files.names(self.folder)
         if c.head != NULL:
-            x.unit_size = c.head.unit_size
+            x.units.size = c.head.unit_size
         if "checkpoint.new" in names:
             calls.unlink(calls.self, os.fsencode(os.path.join(self.folder, "checkpoint.new")))
         if "extents" in names:
@@ -274,15 +275,11 @@ cdef class FileLog(Log):
                 raise OSError(-size, os.strerror(-size), path)
         for i in range(c.head.extent_count if c.head != NULL else 0):
             e = &c.extents[i]
-            if e.unit * x.unit_size + e.size > <uint64_t> size or not extents_add(x, e.number, e.unit, e.size, e.crc):
+            if e.unit * x.units.size + e.size > <uint64_t> size or not extents_add(x, e.number, e.unit, e.size, e.crc):
                 raise JournalDamaged(f"{path} does not hold the extents of the checkpoint; what it kept is only in a backup", path,
-                                     e.unit * x.unit_size)
-        known = x.units.size
-        if <uint64_t> size > known * x.unit_size:
-            i = <size_t> ((<uint64_t> size + x.unit_size - 1) // x.unit_size) - known
-            if buffer_extend(&x.units, i) == NULL:
-                raise MemoryError
-            memset(x.units.data + known, UNIT_DIRTY, i)
+                                     e.unit * x.units.size)
+        if size and not units_grow(&x.units, (<uint64_t> size + x.units.size - 1) // x.units.size):
+            raise MemoryError
 
     def fileno(self) -> int:
         return self.journal.bell if self.is_open else -1
