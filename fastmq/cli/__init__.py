@@ -17,6 +17,7 @@ VERBS = {
     "exchange": "declare, bind and delete exchanges",
     "status": "the broker's processes and queues",
     "bench": "how fast a broker is from here",
+    "journal": "check, dump and repair what a broker has kept",
     "config": "the settings of `serve`",
 }
 EXIT_STATUS = """\b

@@ -91,6 +91,13 @@ cdef class Checkpoint:
         return self.head.extent_count if self.head != NULL else 0
 
     @property
+    def places(self) -> list[tuple[int, int, int, int]]:
+        """Of each extent: number, offset in the file `extents`, size, CRC."""
+        cdef size_t i
+        return [(self.extents[i].number, self.extents[i].unit * self.head.unit_size, self.extents[i].size, self.extents[i].crc)
+                for i in range(self.extent_count)]
+
+    @property
     def entry_count(self) -> int:
         return self.head.entry_count if self.head != NULL else 0
 

@@ -1,4 +1,5 @@
 """Reads a journal and judges what it finds."""
+from fastmq.storage.checkpoint import Checkpoint
 from fastmq.storage.files import Files
 from fastmq.storage.log import LogReader
 
@@ -11,6 +12,7 @@ class JournalReader(LogReader):
     epoch: int
 
     def __init__(self, files: Files, folder: str, position: int = 1) -> None: ...
+    def begin_with(self, checkpoint: Checkpoint) -> None: ...
     def check(self) -> None: ...
     def read_all(self) -> int: ...
     @property
