@@ -81,19 +81,24 @@ cdef inline int age_ring(ShardState* s, Queue* q, uint64_t end, uint64_t* leave,
 
 # ---- for a snapshot
 
+cdef inline void age_count(ShardState* s, Queue* q, uint64_t seq, uint32_t deliveries) noexcept nogil:
+    """How often a message has been delivered, for the snapshot."""
+    cdef ChangeCount change
+    change.queue = q.id
+    change.seq = seq
+    change.deliveries = deliveries
+    change.padding = 0
+    record_add(&s.ageing.counts, C_COUNT, True, &change, sizeof(change))
+
+
 cdef inline void age_visit(ShardState* s, Queue* q, uint64_t seq, const Slot* slot, uint32_t deliveries) noexcept nogil:
     """A message in memory, not in the ring: copied, if it lies nowhere, and its deliveries, if they have to be told."""
-    cdef ChangeCount change
     if seq >= q.age_end or not slot_is_kept(slot):
         return
     if pieces_find(&q.pieces, seq) == NULL and not age_copy(s, q, seq, slot, False):
         return
     if deliveries and deliveries != (1 if seq <= q.mark else 0):      # 0: it may be out again before the log could say so
-        change.queue = q.id
-        change.seq = seq
-        change.deliveries = deliveries
-        change.padding = 0
-        record_add(&s.ageing.counts, C_COUNT, True, &change, sizeof(change))
+        age_count(s, q, seq, deliveries)
 
 
 cdef inline void age_taken(ShardState* s, Queue* q, const Returned* back) noexcept nogil:

@@ -11,6 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmq._core cimport Slot
+from fastmq.model.ageing cimport age_count
 from fastmq.model.extents cimport ExtentRun, extent_run, run_name, run_records
 from fastmq.model.members cimport Queue
 from fastmq.model.pieces cimport Extent, Piece, extent_find, extent_forget, piece_at, pieces_index, pieces_remove, pieces_warm
@@ -40,11 +41,13 @@ cdef inline bint cold_store(ShardState* s, Chunk** tail, const uint8_t* record, 
     return True
 
 
-cdef inline uint32_t cold_deliveries(Queue* q, uint64_t seq) noexcept nogil:
+cdef inline uint32_t cold_deliveries(ShardState* s, Queue* q, uint64_t seq) noexcept nogil:
     """How often a message that was cold has been delivered."""
     cdef uint64_t count = idmap_get(&q.counts, seq, 0)
     if count:
         idmap_remove(&q.counts, seq)
+        if s.ageing.snapshot:                               # its queue's sweep may be over
+            age_count(s, q, seq, <uint32_t> (count - 1))
         return <uint32_t> (count - 1)
     return 1 if seq <= q.recovered_mark else 0
 
@@ -74,7 +77,7 @@ cdef inline int cold_fill(ShardState* s, Queue* q, const Extent* extent, const E
                 return filled
             slot.b = (<uint64_t> sizes[i] << 32) | SLOT_KEPT | name
             slot.c = run.timestamp_ms
-            queue_return(s, q, &slot, seq, cold_deliveries(q, seq))
+            queue_return(s, q, &slot, seq, cold_deliveries(s, q, seq))
             q.ready_bytes += sizes[i]
             filled += 1
         record += sizes[i]

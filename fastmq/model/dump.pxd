@@ -1,7 +1,7 @@
 # The whole state of a shard as plain Python values, for tests: equal for equal states.
 #
 # Owns: nothing. Rules: reads only; times of use are no part of it, their order is. Runs where tests run.
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq._core cimport Slot, ring_at, ring_span
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Session
@@ -23,10 +23,12 @@ cdef inline list dump_pieces(Queue* q):
     cdef list found = []
     cdef uint32_t i
     cdef const Piece* piece
+    cdef uint64_t end = 0
     for i in range(q.pieces.count):
         piece = piece_at(&q.pieces, i)
-        if found and found[-1][1] >= piece.first:
+        if end >= piece.first or piece.first > piece.last:
             raise AssertionError(f"pieces overlap at {piece.first}")
+        end = piece.last
         found.append((piece.first, piece.last, piece.extent.number, bool(piece.cold)))
     cold = [(first, last) for first, last, _, is_cold in found if is_cold]
     if q.pieces.cold_count != sum([last - first + 1 for first, last in cold]):
@@ -61,6 +63,9 @@ cdef inline dict dump_queue(ShardState* s, Queue* q):
     return {"flags": q.flags, "next_seq": q.seq_base + q.ring.end, "ready": ready, "unacknowledged": q.unacknowledged,
             "ready_bytes": q.ready_bytes, "consumers": consumers, "turns": turns, "exclusive": bool(q.exclusive),
             "pieces": dump_pieces(q), "cold": q.pieces.cold_count,
+            "counts": {q.counts.entries[i].key: q.counts.entries[i].value - 1 for i in range(q.counts.mask + 1 if q.counts.count else 0)
+                       if q.counts.entries[i].key},
+            "recovered_mark": q.recovered_mark,
             "unused": (q.unused_sid, q.unused_frontend if q.unused_sid else 0)}
 
 

@@ -70,8 +70,7 @@ cdef struct Queue:
     uint64_t recovered_mark         # `mark` when all records had been applied: what is cold up to here may have been delivered
     uint64_t age_end                # up to here, excluded, the snapshot in hand needs everything to be in extents,
     uint64_t told_end               # and up to here, excluded, it tells of the pieces already
-    IdMap counts                    # of cold messages, and while records are applied of all: sequence -> 1 + deliveries, where they
-                                    # are not those that `mark` implies
+    IdMap counts                    # of cold ones, or while records are applied: sequence -> 1 + deliveries, where `mark` does not imply it
     Queue* unused_next
     Queue* unused_previous
 

@@ -10,14 +10,14 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmq.model.ageing cimport AGE_DONE, AGE_MORE, AGE_SPOILED, age_snapshot
+from fastmq.model.ageing cimport AGE_DONE, AGE_MORE, AGE_SPOILED, age_count, age_snapshot
 from fastmq.model.keeping cimport ring_reach
 from fastmq.model.members cimport Queue, queue_next_seq
 from fastmq.model.pieces cimport Extent, Piece, extent_find, extent_make, piece_at, pieces_find, pieces_index, pieces_put
 from fastmq.model.publish cimport publish_publisher
 from fastmq.model.publishers cimport Publisher, publisher_take
-from fastmq.model.shard_records cimport C_COUNT, C_EXTENTS, C_PIECE, C_PLACE, C_PUBLISHER, C_QUEUE
-from fastmq.model.shard_records cimport ChangeCount, ChangePiece, ChangePlace, ChangePublisher, ChangeQueue
+from fastmq.model.shard_records cimport C_EXTENTS, C_PIECE, C_PLACE, C_PUBLISHER, C_QUEUE
+from fastmq.model.shard_records cimport ChangePiece, ChangePlace, ChangePublisher, ChangeQueue
 from fastmq.model.shard_records cimport RecordHead, record_add, record_begin
 from fastmq.model.state cimport Ageing, ShardState, queue_find
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_free
@@ -28,7 +28,7 @@ cdef enum:
     SNAPSHOT_STEP_COUNT = 2048      # pieces told in one step
 
 
-cdef inline void snapshot_begin(ShardState* s, Buffer* out) noexcept nogil:
+cdef inline void snapshot_open(ShardState* s, Buffer* out) noexcept nogil:
     """Begin with what is to be of one moment; all records so far have been taken."""
     cdef Ageing* a = &s.ageing
     cdef ChangeQueue declared
@@ -84,7 +84,7 @@ cdef inline void snapshot_end(ShardState* s) noexcept nogil:
     buffer_free(&a.counts)
 
 
-cdef inline int snapshot_step(ShardState* s, Buffer* out) noexcept nogil:
+cdef inline int snapshot_go_on(ShardState* s, Buffer* out) noexcept nogil:
     """Go on; an AgeResult."""
     cdef Ageing* a = &s.ageing
     cdef int32_t left = SNAPSHOT_STEP_COUNT
@@ -134,17 +134,8 @@ cdef inline int32_t snapshot_pieces(ShardState* s, Queue* q, Buffer* out, int32_
     q.told_end = q.age_end
     for n in range(q.counts.mask + 1 if q.counts.entries != NULL else 0):
         if q.counts.entries[n].key:
-            snapshot_count(s, q, q.counts.entries[n].key, <uint32_t> (q.counts.entries[n].value - 1))
+            age_count(s, q, q.counts.entries[n].key, <uint32_t> (q.counts.entries[n].value - 1))
     return count
-
-
-cdef inline void snapshot_count(ShardState* s, Queue* q, uint64_t seq, uint32_t deliveries) noexcept nogil:
-    cdef ChangeCount change
-    change.queue = q.id
-    change.seq = seq
-    change.deliveries = deliveries
-    change.padding = 0
-    record_add(&s.ageing.counts, C_COUNT, True, &change, sizeof(change))
 
 
 # ---- applied
