@@ -324,10 +324,10 @@ cdef inline bint pump_queues(ShardState* s) noexcept nogil:
             continue
         given = queue_deal(s, q, left)
         left -= given if given < left else left
+        if q.pieces.cold_count and q.open_count:
+            queue_want(s, q)
         if given:
             queue_wake(s, q)            # behind the others, if there is more; where nothing fitted, after a change
-        elif q.pieces.cold_count:
-            queue_want(s, q)
     delivery_flush(s)
     return s.dirty_first != NULL
 

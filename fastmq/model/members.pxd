@@ -38,6 +38,7 @@ cdef struct Queue:
     uint32_t index                  # in the shard's array
     Ring ring                       # ready, never delivered
     uint64_t seq_base               # sequence of a message in the ring: this + its place, modulo 2^64
+    Pieces pieces                   # of what lies in extents
     uint64_t visible                # only what has a lower sequence may be delivered: the lower of
     uint64_t durable_end            # the log has what has a lower sequence for good, and
     uint64_t marked_end             # after a death it will say of what has a lower sequence that it may have been delivered
@@ -65,7 +66,6 @@ cdef struct Queue:
     uint32_t listed                 # in the list of live queues of the attachment in hand
     uint32_t kept                   # the log has its persistent messages
     uint32_t gets                   # GETs that wait for its next message to be read back
-    Pieces pieces
     uint64_t ahead_seq              # first message of what was asked for last: it is being delivered, so ask for what follows
     uint64_t recovered_mark         # `mark` when all records had been applied: what is cold up to here may have been delivered
     uint64_t age_end                # up to here, excluded, the snapshot in hand needs everything to be in extents,
@@ -213,9 +213,14 @@ cdef inline uint64_t queue_next_seq(const Queue* q) noexcept nogil:
 
 cdef inline uint64_t queue_deliverable(const Queue* q) noexcept nogil:
     """How many of the ready messages may be delivered, or a few more; 0 only when none may."""
-    cdef uint64_t hidden = queue_next_seq(q) - q.visible if q.visible < queue_next_seq(q) else 0
     if q.pieces.cold_count:
         return q.returned_count if q.returned_count and q.returned[0].seq < q.pieces.cold_seq else 0
+    return queue_visible(q)
+
+
+cdef inline uint64_t queue_visible(const Queue* q) noexcept nogil:
+    """The same where nothing is cold."""
+    cdef uint64_t hidden = queue_next_seq(q) - q.visible if q.visible < queue_next_seq(q) else 0
     return q.returned_count + (ring_size(&q.ring) - hidden if hidden < ring_size(&q.ring) else 0)
 
 

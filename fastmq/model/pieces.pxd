@@ -43,13 +43,13 @@ cdef struct Piece:                  # messages of one queue that lie in one exte
 
 
 cdef struct Pieces:                 # of one queue: items[start] to items[start + count - 1]
+    uint64_t cold_count             # messages that are cold
+    uint64_t cold_seq               # of the first of them; SEQ_NONE: there is none
     Piece* items
     uint32_t start
     uint32_t count
     uint32_t room
     uint32_t padding
-    uint64_t cold_seq               # of the first cold message; SEQ_NONE: there is none
-    uint64_t cold_count             # messages
     Extent* wanted                  # asked for, because of this queue; NULL: none
 
 

@@ -12,8 +12,8 @@ from libc.string cimport memset
 from fastmq._core cimport Ring, Slot, ring_free, ring_init, ring_init_sized, ring_pop_front, ring_size
 from fastmq.model.effects cimport Effects, effects_begin, effects_free, effects_init
 from fastmq.model.members cimport Consumer, Outstanding, Queue, Returned, Session
-from fastmq.model.members cimport consumer_has_room, consumer_open, consumer_shut, queue_deliverable, queue_new
-from fastmq.model.members cimport queue_next_seq, returned_push
+from fastmq.model.members cimport consumer_has_room, consumer_open, consumer_shut, queue_new
+from fastmq.model.members cimport queue_next_seq, queue_visible, returned_push
 from fastmq.model.members cimport session_free, session_is_idle, session_new
 from fastmq.model.outstanding cimport OutstandingTable, outstanding_free, outstanding_init, outstanding_remove
 from fastmq.model.pieces cimport Extent, Extents, Pieces, extent_close, extents_free, extents_init, pieces_drop, pieces_find
@@ -26,6 +26,10 @@ from fastmq.wire.idmap cimport IdMap, idmap_free, idmap_get, idmap_init, idmap_p
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport L_UNUSED, QUEUE_AUTO_DELETE, QUEUE_DURABLE, QUEUE_EXCLUSIVE, LinkQueueRequest
 from fastmq.wire.verbs cimport NACK, RELEASE
+
+
+cdef extern from *:
+    bint unlikely(bint condition) noexcept nogil    # Cython's
 
 
 cdef enum:
@@ -267,11 +271,9 @@ cdef inline void queue_wake(ShardState* s, Queue* q) noexcept nogil:
     """Look at the queue in the next pump, if there is something to do."""
     if q.dirty or q.open_count == 0:
         return
-    if q.pieces.cold_count:
-        queue_want(s, q)
     if q.kept and not s.replaying:
         mark_ahead(s, q)
-    if queue_deliverable(q) == 0:
+    if queue_visible(q) + q.pieces.cold_count == 0:
         return
     q.dirty = 1
     q.dirty_next = NULL
@@ -424,7 +426,7 @@ cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexc
         e.queue_next.queue_previous = e.queue_previous
     else:
         q.last = e.queue_previous
-    if s.ageing.cursor == e:
+    if unlikely(s.ageing.cursor == e):
         s.ageing.cursor = e.queue_next
     session.outstanding -= 1
     q.unacknowledged -= 1
@@ -439,7 +441,7 @@ cdef inline void message_settle(ShardState* s, Outstanding* e, int action) noexc
     else:
         if s.level == LEVEL_DURABLE and action != FORGET and slot_is_kept(&e.slot):
             done_range(s, q, e.seq, e.seq)
-        if q.pieces.count and not pieces_drop(&s.extents, &q.pieces, e.seq, e.seq):
+        if unlikely(q.pieces.count != 0) and not pieces_drop(&s.extents, &q.pieces, e.seq, e.seq):
             s.failed = True
         store_drop(&s.store, &q.tail, &e.slot)
     outstanding_remove(&s.outstanding, e)

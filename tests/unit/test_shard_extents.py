@@ -287,6 +287,7 @@ def test_large_record_has_an_extent_of_its_own() -> None:
 def test_extent_that_does_not_hold_what_it_has_to_is_refused(damage: str) -> None:
     driver = aged(20, extent_size_max=1000)
     driver.consume(102, 1, 1)
+    driver.pump()
     driver.wishes()
     number = driver.reads.popleft()
     payload = bytearray(driver.written[number])
