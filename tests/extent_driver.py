@@ -20,6 +20,7 @@ class ExtentDriver(DurableDriver):
 
     def __init__(self, rnd: random.Random | None = None, **settings: Any) -> None:
         self.rnd = rnd
+        self.syncs = rnd is None                                # the log has everything at each pump
         self.written: dict[int, bytes] = {}
         self.numbers: set[int] = set()                          # ever written
         self.failing: dict[int, bytes] = {}                     # not written, and the shard has not been told
@@ -157,6 +158,10 @@ class ExtentDriver(DurableDriver):
                 seen.add(body)
 
     def pump(self) -> Told:
+        if self.syncs:
+            self.sync()
+            self.shard.pump(self.now_ns)                        # marks
+            self.sync()
         told = super().pump()
         self.note(told)
         return told

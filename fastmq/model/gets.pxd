@@ -19,7 +19,7 @@ cdef enum:
 
 
 cdef inline bint get_must_wait(Queue* q) noexcept nogil:
-    return q.pieces.cold_count != 0 and queue_peek(q) == NULL
+    return q.pieces.cold_count != 0 and not (q.returned_count and q.returned[0].seq < q.pieces.cold_seq)
 
 
 cdef inline bint get_wait(ShardState* s, uint64_t token, uint32_t frontend, Session* session, Queue* q) noexcept nogil:

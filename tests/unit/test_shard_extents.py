@@ -39,6 +39,7 @@ def drain(driver: ExtentDriver) -> None:
         assert driver.consume(900, queue, queue, messages=3) == 0
     idle = 0
     while idle < 3:
+        driver.sync()                                           # marks
         told = driver.pump()
         driver.settle(900, ranges=[(message.tag, message.tag) for message in told.delivered], epoch=driver.shard.dump()["epoch"])
         driver.answer_reads()
