@@ -102,11 +102,11 @@ cdef class FileLog(Log):
         if rung != self.rung:
             self.rung = rung
             bell_quiet(self.journal.bell)
-            self.failed = atomic_load(&self.journal.failed) != 0
-            self.full = atomic_load(&self.journal.full) != 0 or atomic_load(&self.extents.full) != 0
-            self.checkpointed = atomic_load(&self.extents.checkpointed)
+        self.failed = atomic_load(&self.journal.failed) != 0
+        self.full = atomic_load(&self.journal.full) != 0 or atomic_load(&self.extents.full) != 0
         self.durable = atomic_load(&self.journal.durable)
         self.checkpointing = atomic_load(&self.extents.checkpointing) != 0
+        self.checkpointed = atomic_load(&self.extents.checkpointed)     # after `checkpointing`: one that is done counts
         self.tail_size = atomic_load(&self.journal.written) - atomic_load(&self.extents.tail_begin)
         self.extent_bytes = atomic_load(&self.extents.bytes)
         self.extent_pending = atomic_load(&self.extents.pending)

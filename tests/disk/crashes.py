@@ -124,7 +124,7 @@ class Writer:
     def open(self, files, epoch: int) -> None:
         self.log_files = files
         position = self.log.open(epoch)
-        assert position == len(self.entries)
+        assert position == len(self.entries), (position, len(self.entries))
         self.note("told", position)
 
     def append(self) -> None:
