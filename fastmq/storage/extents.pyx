@@ -386,6 +386,9 @@ cdef int put_extent(Extents* x, const Extent* e) noexcept nogil:
         x.fd = open_file(x.files, path, O_RDWR | O_CREAT)
         if x.fd < 0:
             return x.fd
+        # its name is there before a checkpoint's can be
+        if x.files.sync_folder(x.files.self, x.journal.folder):
+            return -EIO
     if armed == MID_EXTENT:
         write_all(x.files, x.fd, e.payload.data, e.payload.size // 2, offset)
         failpoint(MID_EXTENT)
