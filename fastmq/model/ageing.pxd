@@ -14,6 +14,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastmq._core cimport Slot, ring_at, ring_pop_front, ring_size
+from fastmq.model.chill cimport chill_is_worth, chill_queue
 from fastmq.model.extents cimport extent_add, extent_open
 from fastmq.model.members cimport Outstanding, Queue, Returned, queue_next_seq
 from fastmq.model.pieces cimport extent_close, pieces_find, pieces_put
@@ -218,6 +219,9 @@ cdef inline bint age_choose(ShardState* s) noexcept nogil:
             return True
         q = s.queues[a.look_at]
         a.look_at += 1
+        if chill_is_worth(s, q):
+            chill_queue(s, q)
+            return False
         if (q.kept and ring_size(&q.ring) and q.seq_base + q.ring.first < q.durable_end and q.ready_bytes >= s.age_least_bytes
                 and q.ready_bytes > a.longest_bytes):
             a.longest = q.id

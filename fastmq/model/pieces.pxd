@@ -325,6 +325,30 @@ cdef inline uint64_t pieces_warm(Pieces* p, const Extent* extent, uint64_t first
     return warmed
 
 
+cdef inline bint pieces_chill(Pieces* p, uint64_t first, uint64_t last) noexcept nogil:
+    """These messages, all of one piece that is not cold, are in memory no more; False when there is no memory."""
+    cdef uint32_t i = pieces_index(p, first)
+    cdef Piece* piece = piece_at(p, i)
+    cdef Piece rest = piece[0]
+    if piece.first < first:
+        piece.last = first - 1
+        rest.first = first
+        i += 1
+        if not pieces_insert(p, i, &rest):
+            return False
+    piece = piece_at(p, i)
+    if piece.last > last:
+        piece.last = last
+        rest.first = last + 1
+        if not pieces_insert(p, i + 1, &rest):
+            return False
+    piece_at(p, i).cold = 1
+    p.cold_count += last - first + 1
+    if first < p.cold_seq:
+        p.cold_seq = first
+    return True
+
+
 cdef inline bint pieces_split(Pieces* p, Pieces* out) noexcept nogil:
     """Move what is cold into `out`, which is new; False, and nothing changed, when there is no memory."""
     cdef uint32_t i, left = 0

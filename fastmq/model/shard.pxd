@@ -15,7 +15,7 @@
 #   pieces      which messages lie in which extent        extents    the payload of an extent
 #   ageing      copied into extents                       cold       back into memory
 #   gets        GETs that wait for what is cold           snapshot   the state as records, for a checkpoint
-#   requests    link messages, with their payloads
+#   requests    link messages, with their payloads        chill      what was read back, cold again
 #
 # With a log the worker also carries out wishes, each turn, in this order, and clears the lists (`state.extents`):
 #

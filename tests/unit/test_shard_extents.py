@@ -122,6 +122,35 @@ def test_memory_is_given_back_when_a_queue_ages_and_the_queue_drains_in_order() 
     assert (stats["live_bytes"], stats["extents"]) == (0, 0)
 
 
+def test_what_was_read_back_and_is_not_wanted_soon_is_cold_again_when_memory_is_short() -> None:
+    driver = aged(5000)
+    driver.wishes()
+    driver.consume(102, 1, 1, messages=3)
+    driver.pump()
+    driver.answer_reads()
+    driver.pump()
+    driver.answer_reads()
+    driver.settle(102, exceptions=[(2, 2, NACK)])
+    driver.pump()
+    driver.cancel(102, 1)
+    driver.settle(102, exceptions=[(4, 4, NACK)])               # the second one: delivered twice, and in the heap
+    before, written = driver.shard.stats()["live_bytes"], dict(driver.written)
+    assert before > 200_000
+    while driver.age() == AGE_MORE:
+        pass
+    assert driver.shard.stats()["live_bytes"] < 2 * 120         # what is outstanding
+    assert driver.written == written                            # nothing had to be written for that
+    assert driver.counts(1) == (4998, 2, 0)
+    assert_survived(driver, {"counts above 1": 0, "never delivered": 0})
+    driver.consume(103, 1, 1, messages=10_000, size=10**9)
+    came: list[Delivered] = []
+    for _ in range(10):
+        came += driver.pump().delivered
+        driver.answer_reads()
+    assert numbers(came) == [2, *range(4, 5001)]
+    assert [message.deliveries for message in came[:3]] == [3, 1, 1]
+
+
 def test_what_is_published_after_a_queue_aged_waits_for_what_is_cold() -> None:
     driver = aged(3)
     driver.publish(101, 4, [1], [record(b"%06d" % 4 + bytes(100))])
