@@ -12,7 +12,8 @@ from shard_driver import EPOCH, SHARD, TINY, Delivered, Told
 from fastmq.model.shard import Shard
 
 AGE_DONE, AGE_MORE, AGE_WAITS, AGE_SPOILED = range(4)
-TINY_EXTENTS: dict[str, Any] = {**TINY, "extent_size_max": 600, "age_leave_bytes": 200, "age_least_bytes": 100, "publishers_max": 3}
+TINY_EXTENTS: dict[str, Any] = {**TINY, "extent_size_max": 600, "age_leave_bytes": 200, "age_least_bytes": 100,
+                                "age_step_bytes": 200, "publishers_max": 3}
 
 
 class ExtentDriver(DurableDriver):

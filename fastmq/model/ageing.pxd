@@ -139,8 +139,9 @@ cdef inline int age_queue(ShardState* s, Queue* q, int64_t* budget) noexcept nog
     """Go on with the sweep of one queue."""
     cdef Ageing* a = &s.ageing
     cdef int result
-    if a.sweeping == NULL:
+    if a.sweeping != q:                                     # another's is begun again: age_forget has gone back behind it
         a.sweeping = q
+        a.cursor = NULL
         a.stage = AGE_RING
         a.leave = s.age_leave_bytes if q.consumer_count or q.gets else 0
     if a.stage == AGE_RING:
@@ -171,7 +172,7 @@ cdef inline int age_queue(ShardState* s, Queue* q, int64_t* budget) noexcept nog
 cdef inline int age_snapshot(ShardState* s) noexcept nogil:
     """Go on until all that the snapshot needs lies in extents."""
     cdef Ageing* a = &s.ageing
-    cdef int64_t budget = AGE_STEP_BYTES
+    cdef int64_t budget = <int64_t> s.age_step_bytes
     cdef int result
     while a.queue_at < s.queue_count and not s.failed:
         if budget <= 0:
@@ -232,7 +233,7 @@ cdef inline bint age_choose(ShardState* s) noexcept nogil:
 cdef inline int age_longest(ShardState* s) noexcept nogil:
     """Let some of the longest queue become cold."""
     cdef Ageing* a = &s.ageing
-    cdef int64_t budget = AGE_STEP_BYTES
+    cdef int64_t budget = <int64_t> s.age_step_bytes
     cdef uint64_t leave = 0, before
     cdef int result
     cdef Queue* q

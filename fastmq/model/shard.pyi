@@ -32,6 +32,7 @@ class Shard:
         pump_count_max: int = 4096,
         compact_slack_bytes: int = 4194304,
         extent_size_max: int = 260096,
+        age_step_bytes: int = 65536,
         age_leave_bytes: int = 65536,
         age_least_bytes: int = 65536,
     ) -> None: ...

@@ -6,7 +6,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from fastmq._core cimport ring_free
-from fastmq.model.ageing cimport AGE_LEAST_BYTES, AGE_LEAVE_BYTES, AGE_SPOILED, age_longest
+from fastmq.model.ageing cimport AGE_LEAST_BYTES, AGE_LEAVE_BYTES, AGE_SPOILED, AGE_STEP_BYTES, age_longest
 from fastmq.model.attend cimport consumer_cancel, garbage_step, session_end
 from fastmq.model.cold cimport cold_arrived, cold_failed
 from fastmq.model.compact cimport compact_step
@@ -57,7 +57,8 @@ cdef class Shard:
                   uint32_t chunk_size_max=65536, uint8_t ring_block_shift=0, uint64_t span_free=64,
                   uint64_t delivery_size_max=DELIVERY_SIZE_MAX, uint32_t pump_count_max=PUMP_COUNT_MAX,
                   uint64_t compact_slack_bytes=COMPACT_SLACK_BYTES, uint64_t extent_size_max=EXTENT_SIZE,
-                  uint64_t age_leave_bytes=AGE_LEAVE_BYTES, uint64_t age_least_bytes=AGE_LEAST_BYTES):
+                  uint64_t age_step_bytes=AGE_STEP_BYTES, uint64_t age_leave_bytes=AGE_LEAVE_BYTES,
+                  uint64_t age_least_bytes=AGE_LEAST_BYTES):
         cdef ShardState* s = &self.state
         memset(s, 0, sizeof(ShardState))
         s.index = index
@@ -71,6 +72,7 @@ cdef class Shard:
         s.delivery_size_max = delivery_size_max
         s.compact_slack_bytes = compact_slack_bytes
         s.ring_block_shift = ring_block_shift
+        s.age_step_bytes = age_step_bytes
         s.age_leave_bytes = age_leave_bytes
         s.age_least_bytes = age_least_bytes
         extents_init(&s.extents, index)

@@ -25,7 +25,7 @@ from fastmq.wire.link cimport LinkRange
 
 
 cdef enum:
-    SNAPSHOT_STEP_COUNT = 2048      # pieces told in one step
+    SNAPSHOT_PIECE_COST = 32        # of the bytes of a step: 2,048 pieces are told in one
 
 
 cdef inline void snapshot_open(ShardState* s, Buffer* out) noexcept nogil:
@@ -87,7 +87,7 @@ cdef inline void snapshot_end(ShardState* s) noexcept nogil:
 cdef inline int snapshot_go_on(ShardState* s, Buffer* out) noexcept nogil:
     """Go on; an AgeResult."""
     cdef Ageing* a = &s.ageing
-    cdef int32_t left = SNAPSHOT_STEP_COUNT
+    cdef int32_t left = <int32_t> (s.age_step_bytes // SNAPSHOT_PIECE_COST) + 1
     cdef int result
     cdef Queue* q
     if not a.snapshot or a.spoiled:

@@ -161,6 +161,7 @@ cdef struct ShardState:
     Extents extents
     size_t run_at               # where in the payload that is being filled the last run begins; 0: there is none
     Ageing ageing
+    uint64_t age_step_bytes     # copied in one step of ageing, about
     uint64_t age_leave_bytes    # see Ageing.leave
     uint64_t age_least_bytes    # what is ready in a queue that is aged because memory is short
     Buffer gets                 # Waiting[], in the order they came
