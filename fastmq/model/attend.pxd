@@ -17,7 +17,7 @@ from fastmq.model.members cimport consumer_close, consumer_new, queue_next_seq, 
 from fastmq.model.pieces cimport Piece, SEQ_NONE, extent_leave, piece_at, pieces_drop, pieces_free, pieces_split
 from fastmq.model.shard_records cimport C_CANCEL, C_CONSUME, C_PURGE, C_QUEUE_DELETE, C_SESSION_END
 from fastmq.model.shard_records cimport LEVEL_ALL, LEVEL_DURABLE, ChangeConsume, ChangeQueue, ChangeSession, record_add
-from fastmq.model.state cimport FORGET, GARBAGE_STEP_COUNT, Garbage, ShardState, done_range
+from fastmq.model.state cimport FORGET, GARBAGE_STEP_COUNT, Garbage, ShardState, done_range, hidden_forget
 from fastmq.model.state cimport message_settle, queue_calm, queue_wake, ring_make, session_find, session_leave
 from fastmq.model.state cimport session_make
 from fastmq.model.state cimport unused_clear, unused_mark, unused_report
@@ -213,6 +213,7 @@ cdef inline void queue_delete(ShardState* s, Queue* q) noexcept nogil:
         memset(&change, 0, sizeof(change))
         change.queue = q.id
         record_add(&s.records, C_QUEUE_DELETE, q.flags & QUEUE_DURABLE, &change, sizeof(change))
+    hidden_forget(s, q.id)
     unused_clear(s, q)
     if q.gets:
         gets_drop(s, 0, q.id)

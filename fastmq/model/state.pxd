@@ -198,6 +198,15 @@ cdef inline void hide(ShardState* s, Queue* q, uint64_t end_seq, bint taken, bin
     hidden.marked = marked
 
 
+cdef inline void hidden_forget(ShardState* s, uint64_t queue) noexcept nogil:
+    """A queue is deleted: what waits for the log concerns no queue that may come to have its number."""
+    cdef Hidden* all = <Hidden*> s.hidden.data
+    cdef size_t i
+    for i in range(s.hidden_first, s.hidden.size // sizeof(Hidden)):
+        if all[i].queue == queue:
+            all[i].queue = 0
+
+
 cdef inline void mark_write(ShardState* s, Queue* q, uint64_t seq) noexcept nogil:
     cdef ChangeCount change
     q.mark = seq
