@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from depth import LOADS_OF_DEPTH
+from durable import LOADS_OF_DURABLE
 from harness import Line, Load, Missing, Result, Stage, Void, in_turn, machine, versions
 from large import LOADS_OF_LARGE
 from latency import LOADS_OF_LATENCY
@@ -35,7 +36,7 @@ from fastmq import FastMQError
 
 LOADS: tuple[Load, ...] = (
     *LOADS_OF_QUEUES, *LOADS_OF_LATENCY, *LOADS_OF_PUBSUB, *LOADS_OF_LARGE, *LOADS_OF_MANY, *LOADS_OF_DEPTH, *LOADS_OF_MEMORY,
-    *LOADS_OF_TRIE, *LOADS_OF_REST, *LOADS_OF_WHERE,
+    *LOADS_OF_TRIE, *LOADS_OF_REST, *LOADS_OF_WHERE, *LOADS_OF_DURABLE,
 )  # fmt: skip
 FILE = Path("bench.json")
 COLUMNS = ("load", "figure", "measured", "against", "ratio", "bound", "")
@@ -137,10 +138,10 @@ def as_map(load: Load, result: Result) -> dict[str, Any]:
     return found
 
 
-def measure(load: Load, rounds: int, scale: float, report: Report) -> None:
+def measure(load: Load, rounds: int, stage: Stage, report: Report) -> None:
     """Run one load and add what came of it to the report."""
     print(f"{load.name}: {load.title}", file=sys.stderr, flush=True)
-    result, stage = Result(), Stage(scale)
+    result = Result()
     try:
         with stage:
             in_turn(rounds, load.prepare(stage), result)
@@ -160,6 +161,7 @@ def usage() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the loads and their bounds, and run nothing")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     parser.add_argument("--scale", type=float, default=1.0, help="this share of the messages, to try a load and not to measure it")
+    parser.add_argument("--long", action="store_true", help="the long form of loads that have one (disk: 100 million messages)")
     given = parser.parse_args()
     if unknown := set(given.load) - {load.name for load in LOADS}:
         parser.error(f"there is no load {', '.join(sorted(unknown))}: --list names them all")
@@ -180,7 +182,7 @@ def main() -> int:
     report = Report(given.rounds, given.scale)
     try:
         for load in chosen:
-            measure(load, given.rounds, given.scale, report)
+            measure(load, given.rounds, Stage(given.scale, given.long), report)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

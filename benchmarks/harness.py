@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -137,10 +137,11 @@ class FastMQ:
 
 
 class Stage:
-    """Where a load is run: what it starts here ends with it. `scale` makes every run shorter, to try the load and not to measure."""
+    """Where a load is run: what it starts here ends with it. `scale` makes every run shorter, to try the load and not to measure; `long`
+    is the long form of those loads that have one."""
 
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
+    def __init__(self, scale: float = 1.0, long: bool = False) -> None:
+        self.scale, self.long = scale, long
         self._stack = ExitStack()
         self.versions: dict[str, str] = {}
 
@@ -160,6 +161,12 @@ class Stage:
     def folder(self) -> str:
         made = tempfile.mkdtemp(prefix="fastmq-bench-")
         self._stack.callback(shutil.rmtree, made, ignore_errors=True)
+        return made
+
+    def disk_folder(self) -> str:
+        """A folder whose disk is measured: the table says on what file system it lies (TMPDIR moves it)."""
+        made = self.folder()
+        self.versions["files on"] = file_system(made)
         return made
 
     def __enter__(self) -> "Stage":
@@ -190,9 +197,9 @@ def flow(
     return figures | ({"mb_s": count * size / seconds / 1e6} if size else {})
 
 
-def trips(ping: Side, pong: Side) -> Figures:
+def trips(ping: Side, *others: Side) -> Figures:
     """The times of single messages there and back."""
-    with together(ping, pong):
+    with together(ping, *others):
         return ping.report()
 
 
@@ -247,6 +254,26 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
     }
+
+
+def file_system(path: str) -> str:
+    """What kind of file system `path` lies on, "unknown" where the kernel does not say."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if line.split()[2] == wanted:
+            return line.partition(" - ")[2].split()[0]
+    return "unknown"
+
+
+def disk_bytes(folder: str) -> int:
+    """What the files in `folder` take on the disk; files come and go meanwhile."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_blocks * 512
+    return total
 
 
 def versions() -> dict[str, str]:

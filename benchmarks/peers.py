@@ -55,9 +55,9 @@ def side(name: str, fds: Sequence[int] = (), **arguments: Any) -> Side:
 
 
 class RedisServer:
-    """A redis-server that keeps nothing."""
+    """A redis-server that keeps nothing, or one that has everything on the disk before it answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, keeps: bool = False) -> None:
         program = need_program("redis-server", "redis-server")
         self.versions = {package: need_module(package, package) for package in ("redis", "hiredis")}
         import redis
@@ -66,7 +66,8 @@ class RedisServer:
         self.versions["redis-server"] = told.split("v=")[1].split()[0]
         self.port = free_port()
         self.folder = tempfile.mkdtemp(prefix="fastmq-bench-")
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        options += ["--appendonly", "yes", "--appendfsync", "always"] if keeps else ["--appendonly", "no"]
         self.process = subprocess.Popen([program, *options, "--dir", self.folder], stdout=subprocess.DEVNULL)
         self.pids = [self.process.pid]
         self.client = redis.Redis(port=self.port)
@@ -164,6 +165,39 @@ def redis_stream_consumer(gate: Gate, port: int, stream: str, count: int, size: 
     gate.report(done=True)
     gate.wait_end()
     gate.report(**check_exactly_once(received, count, size))
+
+
+def redis_window_producer(gate: Gate, port: int, stream: str, count: int, size: int, window: int, first: int = 0) -> None:
+    """XADD with up to `window` of them without an answer: half of them are read, and as many sent behind the others."""
+    bodies = payloads(count, size, first)
+    connection = redis_client(port).connection_pool.get_connection()
+    half = window // 2
+    halves = [bodies[start : start + half] for start in range(0, count, half)]
+    read = connection.read_response
+    gate.ready()
+    for number, block in enumerate(halves):
+        if number >= 2:
+            for _ in range(half):
+                read()
+        connection.send_packed_command(connection.pack_commands([(b"XADD", stream, b"*", b"body", body) for body in block]))
+    for _ in range(sum(map(len, halves[-2:]))):
+        read()
+    gate.report(done=True)
+
+
+def redis_lone_producer(gate: Gate, port: int, stream: str, trips: int, size: int) -> None:
+    """One XADD at a time, each answered before the next."""
+    from time import perf_counter
+
+    times = []
+    bodies = payloads(trips + WARM_UP_TRIPS, size)
+    execute = redis_pipelined(redis_client(port))
+    gate.ready()
+    for body in bodies:
+        start = perf_counter()
+        execute([(b"XADD", stream, b"*", b"body", body)])
+        times.append(perf_counter() - start)
+    report_trips(gate, times)
 
 
 def redis_ping(gate: Gate, port: int, ping: str, pong: str, trips: int, size: int) -> None:
@@ -337,6 +371,29 @@ def nats_consumer(gate: Gate, port: int, queue: str, count: int, size: int) -> N
 
     asyncio.run(consume())
     gate.report(**check_exactly_once(received, count, size))
+
+
+# ---- the disk
+
+
+def disk_writer(gate: Gate, path: str, count: int, size: int, sync_size: int) -> None:
+    """Write as many bytes as `count` messages have, one after the other, with a sync behind each `sync_size` of them."""
+    import os
+
+    left = count * size
+    block = memoryview(b"".join(payloads(-(-sync_size // size), size)))[:sync_size]
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    gate.ready()
+    while left:
+        written = 0
+        while written < min(left, sync_size):
+            written += os.write(fd, block[written : min(left, sync_size)])
+        os.fdatasync(fd)
+        left -= written
+    gate.report(done=True)
+    gate.wait_end()
+    os.close(fd)
+    os.unlink(path)
 
 
 # ---- ZeroMQ

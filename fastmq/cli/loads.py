@@ -94,20 +94,22 @@ def spread_consumer(gate: Gate, url: str, queues: list[str], count: int, size: i
     gate.report(**check_exactly_once(received, count, size))
 
 
-def filler(gate: Gate, url: str, queue: str, count: int, size: int) -> None:
-    """Publish many messages, made on the way: a queue becomes deep."""
+def filler(gate: Gate, url: str, queue: str, count: int, size: int, pace: int | None = None) -> None:
+    """Publish many messages, made on the way: a queue becomes deep; or stays short, with a `pace` that a drainer sets."""
     with connect(url) as mq:
         gate.ready()
         publish = mq.publish
         for start in range(0, count, CHUNK):
+            if pace is not None and start >= 2 * CHUNK and not os.read(pace, 1):
+                raise Void("the drainer has gone")
             for body in payloads(min(CHUNK, count - start), size, start):
                 publish(queue, body)
         mq.flush(timeout=60)
     gate.report(done=True)
 
 
-def drainer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: int) -> None:
-    """Take and acknowledge many messages, looked at on the way."""
+def drainer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: int, pace: int | None = None) -> None:
+    """Take and acknowledge many messages, looked at on the way. With a `pace`, a pipe to a filler, say what was taken."""
     tally = Tally(count, size)
     with connect(url) as mq, mq.consume(queue, prefetch=prefetch) as messages:
         gate.ready()
@@ -117,6 +119,9 @@ def drainer(gate: Gate, url: str, queue: str, count: int, size: int, prefetch: i
                 bodies.append(message.body)
                 message.ack()
             tally.add(bodies)
+            if pace is not None:
+                os.write(pace, b".")
+                gate.report(progress=len(bodies) / count)
     gate.report(**tally.result())
 
 
@@ -169,6 +174,20 @@ def ping(gate: Gate, url: str, ping: str, pong: str, trips: int, size: int, seco
                 if start > until:
                     break
     check_exactly_once(received, len(times), size)
+    report_trips(gate, times)
+
+
+def lone_producer(gate: Gate, url: str, queue: str, trips: int, size: int) -> None:
+    """Publish one message at a time, each confirmed before the next."""
+    times = []
+    bodies = payloads(trips + WARM_UP_TRIPS, size)
+    with connect(url) as mq:
+        gate.ready()
+        for body in bodies:
+            start = perf_counter()
+            mq.publish(queue, body)
+            mq.flush()
+            times.append(perf_counter() - start)
     report_trips(gate, times)
 
 
