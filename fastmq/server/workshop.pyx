@@ -207,7 +207,7 @@ cdef class Workshop:
         for i in range(FRONTENDS_MAX):
             if self.ports[i].link != NULL:
                 (<Link> self.ports[i].link).flush()
-        if self.log.submitted != self.durable:
+        if self.keeps:
             self.hear_log()
         busy = self.read_links()
         while self.touched.count:

@@ -22,7 +22,6 @@ cdef enum:
     FIRST_SEGMENT_SIZE = 1048576        # of the first segment of each life: a start does not wait for a large one
     GROWTH = 8                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
-    TAIL_SIZE_MAX = 65536               # bytes of an unfinished turn that are moved so that the turns before it can leave
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
 
 cdef enum Task:
@@ -232,15 +231,13 @@ cdef Task next_task(Journal* j) noexcept nogil:
 
 
 cdef bint take_fill(Journal* j) noexcept nogil:
-    """Under the lock: all whole turns become the batch in flight. False: there are none, or much of an unfinished turn lies behind them,
-    which the next `submit` makes a whole one."""
+    """Under the lock: all whole turns become the batch in flight, and what lies behind them is moved, however much it is: who waits for
+    those before it submits nothing. False: there are none, or no memory."""
     cdef size_t tail
     cdef Buffer spare
     if j.mark == 0:
         return False
     tail = j.fill.size - j.mark
-    if tail > TAIL_SIZE_MAX and not j.closing:
-        return False
     spare = j.flight
     buffer_clear(&spare)
     if tail and not j.closing:
