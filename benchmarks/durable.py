@@ -195,19 +195,20 @@ def passing(count: int) -> Figures:
 
 
 def pass_through(broker: FastMQ, queue: str, count: int, look: Callable[[float], None]) -> None:
+    """The pipe by which the drainer holds the filler back can be read until both have ended: the filler ends first."""
     read, write = os.pipe()
     arguments = {"url": broker.url, "queue": queue, "count": count, "size": SIZE}
     try:
         filler = Side(LOADS, "filler", (read,), pace=read, **arguments)
         drainer = Side(LOADS, "drainer", (write,), pace=write, prefetch=PREFETCH, **arguments)
+        with together(filler, drainer, timeout=PASSING_TIMEOUT_S):
+            drainer.report(look)
+            filler.report()
+            filler.finish()
+            drainer.finish()
     finally:
         os.close(read)
         os.close(write)
-    with together(filler, drainer, timeout=PASSING_TIMEOUT_S):
-        drainer.report(look)
-        filler.report()
-        filler.finish()
-        drainer.finish()
 
 
 def disk(stage: Stage) -> dict[str, Run]:
