@@ -1,4 +1,6 @@
 """Checkpoints and extents of a worker (see checkpointer.pxd)."""
+import select
+
 from libc.errno cimport ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -34,6 +36,23 @@ cdef class Checkpointer:
     def __dealloc__(self):
         buffer_free(&self.blob)
         buffer_free(&self.states)
+
+    def make(self) -> None:
+        """Make a checkpoint now, and wait for it; nothing else goes on. Raises what has made that fail."""
+        self.active = True
+        self.at = 0
+        self.position = self.log.appended
+        while self.active and not self.failed:
+            self.step(0)
+            if not self.active and self.not_before_ns:
+                raise OSError(ENOSPC, "there is no room for a checkpoint", getattr(self.log, "folder", ""))
+        while self.log.look() >= 0 and self.log.checkpointing and not (self.log.failed or self.failed):
+            self.take_extents(0)
+            select.select([self.log.fileno()], [], [], 0.1)
+        if self.log.failed:
+            raise self.log.error
+        if self.failed:
+            raise self.error or MemoryError()
 
     cdef void measure(self) noexcept nogil:
         """How much memory the messages take: at each tick, and while it is too much."""

@@ -3,19 +3,25 @@
 Owns: nothing. Rules: entries of shards that live elsewhere are passed over; what is taken over from other logs is durable in this worker's own
 before it is ready. Runs in workers, while they start.
 """
+import os
+from collections.abc import Sequence
+
 import msgpack
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from fastmq.model.pieces cimport EXTENT_COUNTER_BITS
 from fastmq.model.shard cimport Shard
+from fastmq.server.checkpointer cimport Checkpointer
 from fastmq.storage.log cimport SHARD_TOPOLOGY, BatchView, EntryHead, Log, LogReader, entry_next
 from fastmq.wire.limits cimport SHARDS_MAX
 
+from fastmq.errors import JournalDamaged
 from fastmq.model.shard import BadRecord
-
-
-cdef enum:
-    TAKE_OVER_SIZE = 8388608        # bytes that are taken over between two submits
+from fastmq.storage.checkpoint import Checkpoint
+from fastmq.storage.crc32c import checksum
+from fastmq.storage.file_log import FileLog
+from fastmq.storage.files import Files
 
 
 cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t position, list shards, object topology, int64_t now_ns) except *:
@@ -30,27 +36,52 @@ cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t 
         raise BadRecord(f"{what} of the log does not fit what stands before it, in shard {index}")
 
 
-def recover(log: Log, old_logs: object, shards: list[Shard | None], topology: object, now_ns: int) -> None:
-    """Apply what the logs have to `shards` and to shard T, None where that is elsewhere.
+def recover(log: Log, shards: list[Shard | None], topology: object, now_ns: int) -> None:
+    """Apply what the log has to `shards` and to shard T, None where that is elsewhere.
 
     Raises BadRecord, and what reading raises; the worker is then of no use.
     """
-    read(log, None, shards, topology, now_ns)
-    for other in old_logs:
-        read(other, log, shards, topology, now_ns)
+    read(log, shards, topology, now_ns)
     for shard in shards:
         if shard is not None:
             shard.recovered()
 
 
-cdef void read(Log log, Log taker, list shards, object topology, int64_t now_ns) except *:
-    """Apply one log; append what was applied to `taker`."""
+def take_over(log: Log, folders: Sequence[str], shards: list[Shard | None], topology: object, checkpointer: Checkpointer, now_ns: int) -> None:
+    """The same with the logs of another number of workers, in `folders`; what concerns this one is durable in `log`, as a checkpoint, on return.
+
+    Nothing in those folders is changed: other workers read them at the same time.
+    """
+    for folder in folders:
+        read(FileLog(folder), shards, topology, now_ns)
+        copy_extents(log, folder, shards)
+    for shard in shards:
+        if shard is not None:
+            shard.recovered()
+    checkpointer.make()
+
+
+def copy_extents(log: Log, folder: str, shards: list[Shard | None]) -> None:
+    """Write the extents of these shards into another log."""
+    places = [place for place in Checkpoint(Files(), folder).places if shards[place[0] >> EXTENT_COUNTER_BITS] is not None]
+    if not places:
+        return
+    path = os.path.join(folder, "extents")
+    with open(path, "rb", buffering=0) as file:
+        for number, offset, size, crc in places:
+            payload = os.pread(file.fileno(), size, offset)
+            if len(payload) != size or checksum(payload) != crc:
+                raise JournalDamaged(f"{path} is damaged at {offset}; what it kept is only there and in a backup", path, offset)
+            log.write_extent(number, payload)
+
+
+cdef void read(Log log, list shards, object topology, int64_t now_ns) except *:
+    """Apply one log."""
     cdef LogReader reader = log.read()
     cdef BatchView view
     cdef const uint8_t* entry
     cdef const EntryHead* head
     cdef uint32_t i
-    cdef size_t size = 0
     cdef dict known = {}                # shard -> position up to which the checkpoint includes its entries
     while reader.next_batch(&view):
         entry = view.entries
@@ -67,13 +98,4 @@ cdef void read(Log log, Log taker, list shards, object topology, int64_t now_ns)
             if view.first + i <= known.get(head.shard, 0):
                 continue
             apply_blob(<const uint8_t*> (head + 1), head.size, head.shard, view.first + i, shards, topology, now_ns)
-            if taker is not None:
-                if not taker.append(head.shard, <const uint8_t*> (head + 1), head.size):
-                    raise MemoryError
-                size += head.size
-                if size >= TAKE_OVER_SIZE:
-                    taker.make_durable()
-                    size = 0
     reader.check()
-    if taker is not None:
-        taker.make_durable()

@@ -39,7 +39,7 @@ class Worker:
             start["settings"],
             log=_open_log(start, say),
             now_ns=time.monotonic_ns(),
-            old_logs=[FileLog(path) for path in start["old_logs"]],
+            old_logs=start["old_logs"],
             topology=index == 0,
             frontends=start["frontends"],
             salt=os.urandom(16),

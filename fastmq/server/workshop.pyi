@@ -22,7 +22,7 @@ class Workshop:
         settings: dict[str, Any],
         *,
         log: Log,
-        old_logs: Sequence[Log] = ...,
+        old_logs: Sequence[str] = ...,
         now_ns: int = 0,
         topology: bool = False,
         frontends: Sequence[int] = (),

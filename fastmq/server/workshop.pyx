@@ -35,7 +35,7 @@ from fastmq.wire.link cimport (
 )
 
 from fastmq.errors import FastMQError
-from fastmq.server.recovery import recover
+from fastmq.server.recovery import recover, take_over
 
 
 cdef enum:
@@ -70,7 +70,7 @@ cdef class Workshop:
                  region_size: int = UNIT_SIZE, **shard_options: int) -> None:
         """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
 
-        `old_logs`: of another number of workers: what concerns this one goes into `log`, which is empty, and is durable on return.
+        `old_logs`: folders of those of another number of workers: what concerns this one goes into `log`, which is empty.
         `now_ns`: monotonic; publishers that are recovered were last heard of now.
         `arena`: for large records, None: they are copied. `region_size` and `shard_options`: limits that tests want small (see Shard).
         """
@@ -104,7 +104,10 @@ cdef class Workshop:
             self.checkpointer = Checkpointer(log, self.desk, settings["checkpoint_tail_size"], settings["memory_mark"])
             self.checkpointer.shard_of = self.shard_of
             self.checkpointer.touched = &self.touched
-        recover(log, old_logs, self.shards, self.topology, now_ns)
+        if old_logs:
+            take_over(log, old_logs, self.shards, self.topology, self.checkpointer, now_ns)
+        else:
+            recover(log, self.shards, self.topology, now_ns)
         self.durable = log.durable
         if topology:
             self.topology.begin_handback(frontends)

@@ -1,7 +1,11 @@
 """The log's interface, and the log that keeps nothing (see log.pxd)."""
 import select
 
-from fastmq.wire.buffer cimport buffer_free
+from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
+
+
+cdef enum:
+    EXTENTS_PENDING_MAX = 67108864
 
 
 cdef class LogReader:
@@ -91,6 +95,17 @@ cdef class Log:
         """`append` for Python."""
         if not self.append(shard, records, len(records)):
             raise MemoryError
+
+    def write_extent(self, number: int, payload: bytes) -> None:
+        """`extent_write` for Python; waits while much is to be written."""
+        cdef Buffer copy
+        buffer_init(&copy)
+        buffer_add(&copy, <const char*> payload, len(payload))
+        if copy.failed or not self.extent_write(number, &copy):
+            buffer_free(&copy)
+            raise MemoryError
+        while self.look() >= 0 and self.extent_pending > EXTENTS_PENDING_MAX and not self.failed:
+            select.select([self.fileno()], [], [], 0.1)
 
     def make_durable(self) -> None:
         """Submit what was appended and wait until it is durable. Raises OSError where it cannot be."""

@@ -146,7 +146,7 @@ def test_deleted_and_purged_stay_so(kept):
 
 
 def test_another_number_of_workers_keeps_everything_in_order(kept):
-    place = kept(1)
+    place = kept(1, checkpoint_tail_size=2**16)
     queues = [f"q{n}" for n in range(8)]
     with fastmq.connect(place.url) as mq:
         for name in queues:
@@ -154,6 +154,11 @@ def test_another_number_of_workers_keeps_everything_in_order(kept):
         for n in range(400):
             mq.publish(queues[n % 8], b"%d" % n)
         mq.flush()
+        mq.declare_queue("aside")
+        for _ in range(20):
+            mq.publish("aside", b"x" * 10_000)                  # checkpoints come of it, and extents
+            mq.flush()
+        assert mq.purge_queue("aside") == 20
     taken = 0
     for workers in (3, 2, 1):
         place.restart(workers)
@@ -164,6 +169,48 @@ def test_another_number_of_workers_keeps_everything_in_order(kept):
                         assert message.body == b"%d" % (at + 8 * taken)
                 taken += 1
             wait_until(lambda: sum(row["messages_unacknowledged"] for row in mq.status()["queues"]) == 0, what="all are settled")
+
+
+def test_backlog_larger_than_the_memory_mark_fills_and_drains_in_order_beside_a_short_queue(kept):
+    place = kept(1, memory_mark=2**21, checkpoint_tail_size=2**22)
+    count = 100_000
+    with fastmq.connect(place.url) as mq:
+        mq.declare_queue("long")
+        mq.declare_queue("short")
+        for n in range(count):
+            mq.publish("long", b"%0128d" % n)
+            if n % 1000 == 0:
+                mq.publish("short", b"%d" % n)
+                mq.flush(60)
+                with mq.get("short", timeout=5) as message:
+                    assert message.body == b"%d" % n
+        mq.flush(60)
+    place.kill()
+    place.start()
+    with fastmq.connect(place.url) as mq:
+        assert mq.declare_queue("long", passive=True).message_count == count
+        with mq.consume("long", prefetch=2000, timeout=10) as consumer:
+            for n in range(count):
+                with next(consumer) as message:
+                    assert message.body == b"%0128d" % n
+        wait_until(lambda: not any(row["messages_unacknowledged"] for row in mq.status()["queues"]), what="all are settled")
+        assert mq.declare_queue("long", passive=True).message_count == 0
+
+
+def test_journal_of_a_queue_that_stays_short_stays_short(kept, tmp_path):
+    place = kept(1, checkpoint_tail_size=2**20)
+    with fastmq.connect(place.url) as mq:
+        mq.declare_queue("jobs")
+        sizes = []
+        for _ in range(30):
+            for _ in range(2000):
+                mq.publish("jobs", b"x" * 1000)
+            mq.flush(30)
+            with mq.consume("jobs", prefetch=2000, timeout=10) as consumer:
+                for _ in range(2000):
+                    next(consumer).ack()
+            sizes.append(sum(file.stat().st_blocks * 512 for file in (tmp_path / "data").rglob("*") if file.is_file()))
+    assert max(sizes[15:]) <= max(sizes[:15]) + 2**20, sizes
 
 
 def test_client_goes_on_across_a_restart_of_the_whole_broker(kept):
