@@ -81,8 +81,12 @@ class DataDirectory:
         """All workers have what concerns them from the old logs, durable in theirs: from now on those count."""
         if self.moved_from is None:
             return
+        from fastmq.storage import failpoints  # a start without this need not load it
+
+        failpoints.hit("before_move")
         self._facts |= {"workers": self._workers, "generation": self._facts["generation"] + 1}
         self._write()
+        failpoints.hit("after_move")
         self.moved_from = None
         self._sweep()
 

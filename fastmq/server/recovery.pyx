@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from fastmq.model.pieces cimport EXTENT_COUNTER_BITS
 from fastmq.model.shard cimport Shard
 from fastmq.server.checkpointer cimport Checkpointer
+from fastmq.storage.failpoints cimport MID_TAKE_OVER, failpoint
 from fastmq.storage.log cimport SHARD_TOPOLOGY, BatchView, EntryHead, Log, LogReader, entry_next
 from fastmq.wire.limits cimport SHARDS_MAX
 
@@ -55,6 +56,7 @@ def take_over(log: Log, folders: Sequence[str], shards: list[Shard | None], topo
     for folder in folders:
         read(FileLog(folder), shards, topology, now_ns)
         copy_extents(log, folder, shards)
+        failpoint(MID_TAKE_OVER)
     for shard in shards:
         if shard is not None:
             shard.recovered()

@@ -17,6 +17,7 @@ import msgpack
 from fastmq.errors import FastMQError
 from fastmq.model.topology_shard import TopologyShard
 from fastmq.net.ring import Link
+from fastmq.storage import failpoints
 from fastmq.storage.log import Log, LogShard
 from fastmq.wire.link import LinkKind
 from fastmq.wire.verbs import Code
@@ -79,6 +80,8 @@ class TopologyDesk:
 
     def durable_up_to(self, position: int) -> None:
         """The log has everything up to here: what waited for it leaves."""
+        if self._waiting:
+            failpoints.hit("topology_durable")
         while self._waiting and self._waiting[0][0] <= position:
             _, frontend, kind, payload = self._waiting.popleft()
             self._send(frontend, kind, payload)
@@ -115,6 +118,7 @@ class TopologyDesk:
         if kept and self._log.record_level:
             self._log.add(LogShard.SHARD_TOPOLOGY, msgpack.packb(kept))
             self._position = self._log.appended
+            failpoints.hit("topology_appended")
         for record in records:
             self._say_to_all(LinkKind.L_RECORD, msgpack.packb(record))
 

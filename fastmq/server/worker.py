@@ -19,6 +19,7 @@ from fastmq.server.control import Control
 from fastmq.server.log import Log as Sayings
 from fastmq.server.worker_loop import WorkerLoop
 from fastmq.server.workshop import Workshop
+from fastmq.storage import failpoints
 from fastmq.storage.file_log import FileLog
 from fastmq.storage.log import Log
 
@@ -54,6 +55,7 @@ class Worker:
     def run(self) -> None:
         """Until told to stop. EOFError and OSError: the supervisor has gone."""
         self._look_at_bells()
+        failpoints.hit("before_ready")
         self._control.send({"op": "ready"})
         soon_ns = tick_at_ns = 0
         while not self._stopped:

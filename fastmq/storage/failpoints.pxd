@@ -1,6 +1,7 @@
 # Failpoints: named steps at which the process kills itself with SIGKILL, so that a test finds out what a death exactly there does.
 #
 # Armed by FASTMQ_FAILPOINT=`name` or `name:hits` (at the hits-th time), read once, at import; otherwise a step costs a look at one number.
+# `@FILE`: each process takes the first line off that file, so a restarted worker dies at the next step of a list, and lives when it is empty.
 # NAMES in failpoints.pyx is the one list of names; a new one gets its number here and its name there, in the same order.
 cdef enum Failpoint:
     BEFORE_WRITE = 1            # the journal thread has taken a batch
@@ -16,6 +17,12 @@ cdef enum Failpoint:
     MID_CHECKPOINT              # half of a checkpoint is written
     AFTER_CHECKPOINT_BEFORE_RENAME  # it is synced, under another name
     AFTER_RENAME_BEFORE_TRIM    # it is the checkpoint now
+    TOPOLOGY_APPENDED           # what T has changed is in the batch that fills
+    TOPOLOGY_DURABLE            # it is durable, nobody was told
+    BEFORE_READY                # everything was recovered, nobody was told
+    MID_TAKE_OVER               # a log of another number of workers was read, and nothing of it counts in the new one yet
+    BEFORE_MOVE                 # all workers have what is theirs, the old logs count still
+    AFTER_MOVE                  # the new ones count, the old ones are still there
     FAILPOINT_COUNT
 
 

@@ -45,6 +45,12 @@ class Kept:
         self.workers = workers or self.workers
         self.start()
 
+    def __enter__(self) -> "Kept":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.broker.stop()
+
 
 @pytest.fixture
 def kept(run, tmp_path):
