@@ -145,6 +145,7 @@ WIRE_ERRORS = tuple(
         (23, "unknown-argument", "an option is not known to this broker"),
         (24, "queue-deleted", "the queue was deleted", NotFound),
         (25, "internal", "the broker failed in a way that is a defect of fastmq; its log says more"),
+        (26, "disk-full", "the broker's disk has no room for more of what is durable; nothing was changed"),
     )
 )
 CODE_OF_NUMBER = {error.number: error.code for error in WIRE_ERRORS}

@@ -162,5 +162,5 @@ class StandIn:
         self.link.send(LinkKind.L_HANDBACK, 0, msgpack.packb(snapshot))
 
 
-def make_workshop(shards: int = 4, **options: Any) -> Workshop:
-    return Workshop(EPOCH, list(range(shards)), Config().to_map(), log=Log(), **options)
+def make_workshop(shards: int = 4, log: Log | None = None, epoch: int = EPOCH, **options: Any) -> Workshop:
+    return Workshop(epoch, list(range(shards)), Config().to_map(), log=log or Log(), **options)

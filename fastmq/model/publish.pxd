@@ -23,7 +23,7 @@ from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_extend
 from fastmq.wire.link cimport QUEUE_DURABLE
 from fastmq.wire.msgpack cimport Reader, mp_read_nil, mp_skip, reader_init
 from fastmq.wire.records cimport record_is_persistent
-from fastmq.wire.verbs cimport BAD_REQUEST, LATE, NO_QUEUE, OK
+from fastmq.wire.verbs cimport BAD_REQUEST, DISK_FULL, LATE, NO_QUEUE, OK
 
 
 cdef inline uint32_t record_length(const uint8_t* at, const uint8_t* end) noexcept nogil:
@@ -285,8 +285,10 @@ cdef inline void take_write(ChangeTake* change, const Publisher* p, uint64_t fir
 
 
 cdef inline void publish_taken(ShardState* s, const Publisher* p, uint64_t first, uint64_t last) noexcept nogil:
-    """The record of a publish of which nothing is kept but that it was taken."""
+    """The record of a publish of which nothing is kept but that it was taken. There is none while the disk is full."""
     cdef ChangeTaken change
+    if s.full:
+        return
     change.sid = p.sid
     change.floor = p.floor
     change.first = first
@@ -294,15 +296,21 @@ cdef inline void publish_taken(ShardState* s, const Publisher* p, uint64_t first
     record_add(&s.records, C_TAKEN, True, &change, sizeof(change))
 
 
+cdef inline bint any_is_kept(ShardState* s, const uint64_t* queues, uint32_t count) noexcept nogil:
+    cdef uint32_t i
+    for i in range(count):
+        if queue_find(s, queues[i]).kept:
+            return True
+    return False
+
+
 cdef inline bint publish_keep(ShardState* s, Publisher* p, uint64_t first, uint32_t count, const uint64_t* queues,
                               uint32_t queue_count, const uint8_t* exchange, uint32_t exchange_size,
                               const uint8_t* records, const uint32_t* sizes, uint32_t size,
                               uint64_t timestamp_ms) noexcept nogil:
     """Take new sequences where there is a log; whether the outcome waits for it."""
-    cdef bint kept = False, persistent, waits = False
+    cdef bint kept = any_is_kept(s, queues, queue_count), persistent, waits = False
     cdef uint32_t i, n, length
-    for i in range(queue_count):
-        kept |= queue_find(s, queues[i]).kept
     while count and not s.failed:
         persistent = False
         n = persistent_run(records, sizes, count, &persistent) if kept else count
@@ -318,10 +326,37 @@ cdef inline bint publish_keep(ShardState* s, Publisher* p, uint64_t first, uint3
     return waits
 
 
+cdef inline void publish_while_full(ShardState* s, Publisher* p, uint32_t frontend, uint64_t first, uint32_t count,
+                                    const uint64_t* queues, uint32_t queue_count, const uint8_t* exchange,
+                                    uint32_t exchange_size, const uint8_t* records, const uint32_t* sizes,
+                                    uint64_t timestamp_ms) noexcept nogil:
+    """Take new sequences into queues some of which are kept, but refuse the persistent ones: the log has no room for
+    them. What it has is for settlements, of which there are only as many as there are messages; who is refused again
+    and again must not use it up."""
+    cdef bint persistent
+    cdef uint32_t i, n, length
+    while count and not s.failed:
+        persistent = False
+        n = persistent_run(records, sizes, count, &persistent)
+        length = 0
+        for i in range(n):
+            length += sizes[i]
+        if persistent:
+            p.highest = first + n - 1
+            effects_refuse(&s.effects, frontend, s.index, p.sid, first, p.highest, DISK_FULL)
+        else:
+            publish_kept(s, p, first, n, queues, queue_count, exchange, exchange_size, records, sizes, length, timestamp_ms, False)
+            effects_hold(&s.effects, frontend, s.index, p.sid, first, first + n - 1, False)
+        first += n
+        records += length
+        sizes += n
+        count -= n
+
+
 cdef inline void publish_decided(ShardState* s, Publisher* p) noexcept nogil:
-    """The record of a publish of which nothing was taken: the publisher's numbers."""
+    """The record of a publish of which nothing was taken: the publisher's numbers. There is none while the disk is full."""
     cdef ChangeDecide change
-    if s.level:
+    if s.level and not s.full:
         change.sid = p.sid
         change.floor = p.floor
         change.highest = p.highest
@@ -409,7 +444,9 @@ cdef inline void publish_run(ShardState* s, uint32_t frontend, uint64_t sid, uin
     for i in range(queue_count):
         if queue_find(s, queues[i]) == NULL:
             code = NO_QUEUE
-    if code == OK and not s.failed:
+    if code == OK and s.full and any_is_kept(s, queues, queue_count):
+        publish_while_full(s, p, frontend, first, count, queues, queue_count, exchange, exchange_size, records, sizes, now_ms)
+    elif code == OK and not s.failed:
         if s.keeps:
             waits = publish_keep(s, p, first, count, queues, queue_count, exchange, exchange_size, records, sizes, size, now_ms)
         else:

@@ -121,7 +121,7 @@ cdef inline int replay_session(ShardState* s, const RecordHead* head, const uint
     if head.kind == C_FORGET:
         p = publishers_find(&s.publishers, change.sid)
         if p == NULL:
-            return -1
+            return 0 if s.keeps else -1                     # what it did while the disk was full has no record
         publisher_forget(s, p)
         return 0
     session = session_find(s, change.sid)

@@ -125,6 +125,7 @@ cdef struct ShardState:
     uint16_t index              # number of the shard
     uint32_t level              # how much is written: LEVEL_NONE, LEVEL_ALL, LEVEL_DURABLE
     bint keeps                  # there is a log: what is durable outlives the worker
+    bint full                   # and it has no room for more: what is persistent is refused
     uint64_t epoch
     int64_t now_ns              # monotonic, of the last call that had it
     int64_t resume_ns

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastmq.config import Config
-from fastmq.errors import NUMBER_OF_CODE, FastMQError, NotFound, Refused, Unavailable
+from fastmq.errors import NUMBER_OF_CODE, TEXT_OF_NUMBER, FastMQError, NotFound, Refused, Unavailable
 from fastmq.model.claims import Claims
 from fastmq.model.exchanges import TABLES
 from fastmq.model.topology import (
@@ -48,6 +48,7 @@ QUEUE_OPTIONS: dict[str, int] = {
     "exclusive": QueueFlag.QUEUE_EXCLUSIVE,
     "auto_delete": QueueFlag.QUEUE_AUTO_DELETE,
 }
+_ADDS = frozenset({RecordKind.EXCHANGE_DECLARED, RecordKind.QUEUE_DECLARED, RecordKind.BOUND})
 OPTIONS_TRUE_BY_DEFAULT = frozenset({"durable"})
 EPOCH_NUMBER_MIN = 1 << 32          # below it: what is pre-declared
 RESERVED_PREFIX = "amq."
@@ -66,6 +67,7 @@ class TopologyShard:
         self._keeps = keeps
         self._kept: list[Record] = []                           # records for the log
         self.ready = False
+        self.full = False                                       # the log has no room for more: what is durable is refused
         self._epoch_number = epoch << 32
         self._number = self._epoch_number
         self._config = config
@@ -344,10 +346,12 @@ class TopologyShard:
     # ---- making records
 
     def _emit(self, kind: RecordKind, *fields: Any) -> None:
-        self._number += 1
-        record = [self._number, int(kind), *fields]
+        record = [self._number + 1, int(kind), *fields]
         if self._keeps and is_kept(record, self.topology):
+            if self.full and kind in _ADDS:
+                raise Refused(TEXT_OF_NUMBER[Code.DISK_FULL], "disk-full")
             self._kept.append(record)
+        self._number += 1
         self.topology.apply(record)
         self._records.append(record)
 

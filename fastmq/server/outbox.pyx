@@ -11,6 +11,7 @@ from libc.string cimport memcpy
 import msgpack
 
 from fastmq.server.session cimport (
+    CODES,
     REPLIES_WAITING_MAX, fmq_meter_get, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm,
     session_drop_first, session_finish_delivery, session_free, session_header, write_run,
 )
@@ -49,6 +50,8 @@ cdef class Outbox:
         cdef int number
         cdef bytes code, text
         self._codes_kept = []
+        if max(CODE_OF_NUMBER) >= CODES:
+            raise ValueError("session.pxd has too few CODES")
         for number in CODE_OF_NUMBER:
             code = CODE_OF_NUMBER[number].encode()
             text = TEXT_OF_NUMBER[number].encode()

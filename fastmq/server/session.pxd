@@ -20,7 +20,7 @@ cdef enum:
     REPLIES_WAITING_MAX = 1024          # frames that are not deliveries; a client that lets more wait loses its session
     RANGES_AT_ONCE = 16                 # more decided ranges than these wait RANGES_WAIT_NS for the gaps between them to close
     RANGES_WAIT_NS = 2000000
-    CODES = 26
+    CODES = 27
 
 
 cdef extern from *:

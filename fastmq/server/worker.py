@@ -32,7 +32,8 @@ class Worker:
 
     def __init__(self, control: Control, start: dict[str, Any], arena: int) -> None:
         index = start["index"]
-        say = Sayings(f"worker {index}").say
+        self._say = say = Sayings(f"worker {index}").say
+        self._full = False                          # what was said of the disk
         self._control = control
         self._workshop = Workshop(
             start["epoch"],
@@ -72,6 +73,7 @@ class Worker:
             if now_ns >= soon_ns:
                 self._workshop.tick(now_ns)
                 self._rest()
+                self._tell_full()
                 soon_ns, tick_at_ns = now_ns + TICK_NS, now_ns + IDLE_TICK_NS
 
     def _rest(self) -> None:
@@ -80,6 +82,13 @@ class Worker:
         if done == self._done and not self._rested:
             give_back_memory()
         self._rested, self._done = done == self._done, done
+
+    def _tell_full(self) -> None:
+        """Say when the disk has become full, and when it is not any more."""
+        if self._workshop.log.full != self._full:
+            self._full = not self._full
+            self._say("the disk has no room for the log: what is to be durable is refused until there is" if self._full
+                      else "the disk has room for the log again")
 
     def _hear(self) -> None:
         """Do what the supervisor says."""

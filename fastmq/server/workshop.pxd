@@ -68,6 +68,7 @@ cdef class Workshop:
     cdef readonly uint64_t handled  # messages from front-ends
     cdef bint keeps                 # the log does
     cdef Checkpointer checkpointer  # None: the log keeps nothing
+    cdef bint full                  # it has no room, as shards and T know it
     cdef uint64_t durable           # log position up to which outcomes have been let go
     cdef bint log_is_urgent         # somebody waits for what fills
     cdef bint filling_waits         # outcomes do
@@ -92,6 +93,7 @@ cdef class Workshop:
     cdef void hear_log(self) noexcept nogil
     cdef void fly(self) noexcept nogil
     cdef void land(self) noexcept nogil
+    cdef void tell_full(self) noexcept nogil
     cdef void tell_desk(self) noexcept with gil
     cdef bint owes_log(self) noexcept nogil
     cdef void collect(self, uint32_t shard) noexcept nogil

@@ -373,11 +373,15 @@ cdef class Workshop:
     cdef void hear_log(self) noexcept nogil:
         """What the log has by now may leave, and be delivered."""
         cdef int i
-        if self.log.look() == self.durable:
-            if self.log.failed:
-                self.fail()
+        cdef uint64_t durable = self.log.look()
+        if self.log.failed:
+            self.fail()
             return
-        self.durable = self.log.durable
+        if self.log.full != self.full:
+            self.tell_full()
+        if durable == self.durable:
+            return
+        self.durable = durable
         self.land()
         if self.filling_waits and self.flying_position <= self.durable:     # they were submitted, but could not fly
             self.log.submit()
@@ -398,6 +402,17 @@ cdef class Workshop:
             outgoing_take_outcomes(&self.ports[i].outgoing, &self.ports[i].flying)
             if self.ports[i].outgoing.failed:
                 self.fail()
+
+    cdef void tell_full(self) noexcept nogil:
+        """The disk is full, or not any more: what is to be durable is refused from now on, or taken again."""
+        cdef int i
+        self.full = self.log.full
+        for i in range(SHARDS_MAX):
+            if self.shard_of[i] != NULL:
+                (<Shard> self.shard_of[i]).state.full = self.full
+        if self.topology is not None:
+            with gil:
+                self.topology.full = bool(self.full)
 
     cdef void tell_desk(self) noexcept with gil:
         try:

@@ -67,3 +67,4 @@ cpdef enum Code:
     UNKNOWN_ARGUMENT = 23
     QUEUE_DELETED = 24
     INTERNAL = 25
+    DISK_FULL = 26

@@ -39,6 +39,7 @@ cdef class MemoryDisk(Files):
     cdef public int fail_with
     cdef public str failed_call
     cdef public object room             # bytes that files may still grow by
+    cdef public dict broken             # call -> the errno that each such call answers
     cdef public bint records
     cdef public bint does_sync          # False: a table without fdatasync
     cdef public bint does_sync_folder   # False: one without the folder's sync
@@ -52,6 +53,7 @@ cdef class MemoryDisk(Files):
         self.next_fd = 1000
         self.fail_at = -1
         self.room = 1 << 40
+        self.broken = {}
         self.records = self.does_sync = self.does_sync_folder = True
         cdef FileCalls* c = &self.calls
         c.self = <void*> self
@@ -68,7 +70,7 @@ cdef class MemoryDisk(Files):
         """What the call is to answer instead of doing its work; 0: nothing."""
         self.count += 1
         if self.count != self.fail_at:
-            return 0
+            return -<int> self.broken.get(call, 0)
         self.failed_call = call
         return SHORT if self.fail_with == SHORT else -self.fail_with
 
