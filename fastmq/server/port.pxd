@@ -6,15 +6,18 @@
 #     outcome --waits for the log--> filling --submit--> flying --durable--> outgoing --room in the ring--> link
 #             --does not------------------------------------------------->
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmq.model.regions cimport UNIT_COLD, UNIT_WARM, Region, Regions, regions_take
+from fastmq.model.shard cimport Shard
 from fastmq.net.ring cimport Link
 from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_free, outgoing_init, outgoing_leave, parcel_count_names, parcel_delivery_size, parcel_finish_outcome,
     parcel_has_deliveries, parcel_has_outcome, parcel_write_delivery, parcel_write_outcome,
 )
-from fastmq.wire.link cimport L_DELIVER, L_OUTCOME, L_REGION, LinkRegion
+from fastmq.wire.buffer cimport Buffer, buffer_extend, buffer_free, buffer_init
+from fastmq.wire.limits cimport SHARDS_MAX
+from fastmq.wire.link cimport L_DELIVER, L_OUTCOME, L_REGION, L_REPLY, LinkRegion, LinkReply
 
 
 cdef struct Port:
@@ -100,3 +103,24 @@ cdef inline int port_lend(Port* port, Regions* regions, uint32_t frontend, bint 
     told.is_warm = region.is_warm
     told.padding = 0
     return 1 if (<Link> port.link).add(L_REGION, 0, &told, sizeof(told)) == 0 else -1
+
+
+cdef inline bint port_send_counts(Port* port, PyObject** shard_of, uint64_t token) noexcept nogil:
+    """Answer L_SHARD_COUNTS: all queues of these shards (SHARDS_MAX, NULL: none); False: no memory."""
+    cdef Buffer counts
+    cdef LinkReply* reply
+    cdef bint sent = False
+    cdef int i
+    buffer_init(&counts)
+    buffer_extend(&counts, sizeof(LinkReply))
+    for i in range(SHARDS_MAX):
+        if shard_of[i] != NULL:
+            (<Shard> shard_of[i]).counts(&counts)
+    if not counts.failed:
+        reply = <LinkReply*> counts.data
+        reply.token = token
+        reply.code = 0
+        reply.size = <uint32_t> (counts.size - sizeof(LinkReply))
+        sent = (<Link> port.link).add(L_REPLY, 0, counts.data, counts.size) == 0
+    buffer_free(&counts)
+    return sent

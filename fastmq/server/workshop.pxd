@@ -85,7 +85,6 @@ cdef class Workshop:
     cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
     cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
-    cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
     cdef void collect_outcome(self, uint32_t shard) noexcept nogil
     cdef void add_outcome(self, const EffectHead* effect, const LinkOutcome* outcome) noexcept nogil
     cdef void keep(self, Shard shard) noexcept nogil
@@ -102,7 +101,6 @@ cdef class Workshop:
     cdef bint pump(self) noexcept nogil
     cdef bint is_congested(self) noexcept nogil
     cdef bint owes_outcomes(self) noexcept nogil
-    cdef void send_from(self, Port* port) noexcept nogil
     cdef void send_deliveries(self) noexcept nogil
     cdef void send_outcomes(self) noexcept nogil
     cdef void fail(self) noexcept nogil

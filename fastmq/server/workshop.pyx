@@ -25,7 +25,7 @@ from fastmq.server.fifo cimport fifo_add, fifo_take
 from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_add_delivery, outgoing_add_outcome, outgoing_parcel, outgoing_take_outcomes, parcel_has_deliveries,
 )
-from fastmq.server.port cimport port_free, port_init, port_lend, port_send_deliveries, port_send_delivery, port_send_outcomes
+from fastmq.server.port cimport port_free, port_init, port_lend, port_send_counts, port_send_deliveries, port_send_delivery, port_send_outcomes
 from fastmq.storage.log cimport RECORDS_DURABLE, Log
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
@@ -272,7 +272,8 @@ cdef class Workshop:
         elif head.kind == L_TOPOLOGY or head.kind == L_HANDBACK:
             self.topology_message(frontend, head.kind, payload, head.size)
         elif head.kind == L_SHARD_COUNTS:
-            self.count_queues(frontend, payload)
+            if not port_send_counts(&self.ports[frontend], self.shard_of, (<const LinkQueueRequest*> payload).token):
+                self.fail()
         elif head.kind == L_LOANS_BACK or head.kind == L_REGION_DONE:
             self.arena_message(frontend, head, payload)
         elif head.shard < SHARDS_MAX and self.shard_of[head.shard] != NULL:
@@ -451,27 +452,6 @@ cdef class Workshop:
             if port_lend(&self.ports[frontend], &self.regions, frontend, (<const LinkRegion*> payload).is_warm) < 0:
                 self.fail()
 
-    cdef void count_queues(self, uint32_t frontend, const uint8_t* payload) noexcept nogil:
-        """Answer L_SHARD_COUNTS: all queues of this worker."""
-        cdef Buffer counts
-        cdef LinkReply* reply
-        cdef int i
-        buffer_init(&counts)
-        reply = <LinkReply*> buffer_extend(&counts, sizeof(LinkReply))
-        for i in range(SHARDS_MAX):
-            if self.shard_of[i] != NULL:
-                (<Shard> self.shard_of[i]).counts(&counts)
-        if counts.failed:
-            self.fail()
-        else:
-            reply = <LinkReply*> counts.data
-            reply.token = (<const LinkQueueRequest*> payload).token
-            reply.code = 0
-            reply.size = <uint32_t> (counts.size - sizeof(LinkReply))
-            if (<Link> self.ports[frontend].link).add(L_REPLY, 0, counts.data, counts.size) != 0:
-                self.fail()
-        buffer_free(&counts)
-
     # ---- what shards want sent
 
     cdef void collect(self, uint32_t shard) noexcept nogil:
@@ -505,7 +485,8 @@ cdef class Workshop:
                 self.deliver(port, payload)
             else:
                 if port.outgoing.waiting:
-                    self.send_from(port)
+                    if not port_send_deliveries(port):
+                        self.fail()
                 self.say(effect, payload)
             if port.outgoing.failed:
                 self.fail()
@@ -576,17 +557,14 @@ cdef class Workshop:
 
     # ---- sending
 
-    cdef void send_from(self, Port* port) noexcept nogil:
-        if not port_send_deliveries(port):
-            self.fail()
-
     cdef void send_deliveries(self) noexcept nogil:
         """Send all deliveries, and forget the effects that they lie in."""
         cdef Effects* effects
         cdef int i
         for i in range(FRONTENDS_MAX):
             if self.ports[i].outgoing.waiting:
-                self.send_from(&self.ports[i])
+                if not port_send_deliveries(&self.ports[i]):
+                    self.fail()
         while self.held.count:
             effects = &(<Shard> self.shard_of[fifo_take(&self.held)]).state.effects
             effects_clear(effects)

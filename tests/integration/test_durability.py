@@ -16,8 +16,8 @@ from fastmq.errors import BrokerFailed
 class Kept:
     """A broker on a data directory and a port of its own, which can be killed as a whole and started again."""
 
-    def __init__(self, data_dir, workers: int, settings: dict) -> None:
-        self.data_dir, self.workers, self.port, self.settings = data_dir, workers, 0, settings
+    def __init__(self, data_dir, workers: int, settings: dict | None = None) -> None:
+        self.data_dir, self.workers, self.port, self.settings = data_dir, workers, 0, settings or {}
         self.broker = None
         self.start()
 

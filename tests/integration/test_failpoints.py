@@ -27,14 +27,15 @@ LONG = bool(os.environ.get("FASTMQ_LONG"))
 KILLS = {1: 300 if LONG else 16, 3: 700 if LONG else 34}        # by workers
 HITS_MAX = {                    # of the steps that workers come to under load: at which time at most they die
     "before_write": 60, "mid_write": 60, "after_write_before_sync": 60, "after_sync_before_confirm": 60, "mid_roll": 1, "after_roll": 1,
-    "before_ready": 1,
+    "before_ready": 1, "mid_trim": 1, "mid_extent": 2, "after_extent": 2, "mid_checkpoint": 2, "after_checkpoint_before_rename": 2,
+    "after_rename_before_trim": 2,
 }
 TOPOLOGY_HITS_MAX = {"topology_appended": 20, "topology_durable": 20}     # and worker 0 alone
 TAKE_OVER = ("mid_take_over", "before_move", "after_move")
 RECYCLING = """
 import sys
 from fastmq.storage.file_log import FileLog
-log = FileLog(sys.argv[1], segment_size=8192)
+log = FileLog(sys.argv[1], segment_size=8192, needs_checkpoint=False)
 log.open(1)
 for n in range(200):
     log.add(1, b"%d" % n * 100)
@@ -120,7 +121,7 @@ def test_worker_that_dies_at_any_step_loses_doubles_and_disorders_nothing(tmp_pa
     script = tmp_path / "deaths"
     script.write_text("")
     monkeypatch.setenv("FASTMQ_FAILPOINT", f"@{script}")
-    with Kept(tmp_path / "data", workers) as place:
+    with Kept(tmp_path / "data", workers, {"checkpoint_tail_size": 2**16}) as place:
         loads = [Load(place.url, queue_on(worker, workers)) for worker in range(workers)]
         declares = Declares(place.url)
         script.write_text("".join(line + "\n" for line in lines))
@@ -178,7 +179,7 @@ def test_death_while_a_segment_is_recycled_loses_nothing_that_was_durable(tmp_pa
         done = subprocess.run(command, env={**os.environ, "FASTMQ_FAILPOINT": f"mid_recycle:{hits}"}, stdout=subprocess.PIPE)
         assert done.returncode == -signal.SIGKILL
         told = int(done.stdout.split()[-1])
-        log = FileLog(folder, segment_size=8192)
+        log = FileLog(folder, segment_size=8192, needs_checkpoint=False)
         assert log.open(2) >= told
         found = [(position, body) for position, _, body in log.read()]
         assert [position for position, _ in found] == list(range(log.first, log.durable + 1))
