@@ -2,15 +2,14 @@
 import select
 
 from libc.errno cimport ENOSPC
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from fastmq.model.pieces cimport EXTENT_COUNTER_BITS, ExtentWrite
 from fastmq.model.ageing cimport AGE_DONE, AGE_MORE, AGE_WAITS
 from fastmq.model.shard cimport Shard
-from fastmq.server.fifo cimport Fifo, fifo_add
+from fastmq.server.fifo cimport fifo_add
 from fastmq.storage.log cimport SHARD_TOPOLOGY, EntryHead, ExtentRead, Log
-from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_clear, buffer_free, buffer_init, buffer_pad8
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init, buffer_pad8
 from fastmq.wire.limits cimport SHARDS_MAX
 
 

@@ -25,7 +25,8 @@ from fastmq.storage.file_log import FileLog
 from fastmq.storage.files import Files
 
 
-cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t position, list shards, object topology, int64_t now_ns) except *:
+cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t position, list shards, object topology,
+                     int64_t now_ns) except *:
     """Apply records to whom they concern."""
     cdef Shard shard
     if index == SHARD_TOPOLOGY:
@@ -49,7 +50,8 @@ def recover(log: Log, shards: list[Shard | None], topology: object, now_ns: int)
 
 
 def take_over(log: Log, folders: Sequence[str], shards: list[Shard | None], topology: object, checkpointer: Checkpointer, now_ns: int) -> None:
-    """The same with the logs of another number of workers, in `folders`; what concerns this one is durable in `log`, as a checkpoint, on return.
+    """The same with the logs of another number of workers, in `folders`; on return what concerns this one is durable in `log`,
+    as a checkpoint.
 
     Nothing in those folders is changed: other workers read them at the same time.
     """

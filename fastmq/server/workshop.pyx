@@ -30,8 +30,8 @@ from fastmq.storage.log cimport RECORDS_DURABLE, Log
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport (
-    L_DELIVER, L_HANDBACK, L_LOANS_BACK, L_OUTCOME, L_PUBLISH, L_REGION, L_REGION_DONE, L_REPLY, L_SESSION_END, L_SHARD_COUNTS, L_TOPOLOGY,
-    L_UNUSED, LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkRegion, LinkReply,
+    L_DELIVER, L_HANDBACK, L_LOANS_BACK, L_OUTCOME, L_PUBLISH, L_REGION_DONE, L_SESSION_END, L_SHARD_COUNTS, L_TOPOLOGY, L_UNUSED,
+    LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkRegion,
 )
 
 from fastmq.errors import FastMQError
