@@ -38,7 +38,7 @@ def commands(session: str) -> Iterator[tuple[str, str]]:
 def test_console_session_prints_what_is_printed(session: str, tmp_path: Path) -> None:
     """`fastmq serve ... &` is run on free ports, everything else as it stands."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "FASTMQ_PORT": "0"}
+    environment = {**os.environ, "PATH": path, "FASTMQ_PORT": "0", "XDG_DATA_HOME": str(tmp_path)}
     ready_file = tmp_path / "ready"
     server: subprocess.Popen[bytes] | None = None
     try:
