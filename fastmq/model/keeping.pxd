@@ -34,24 +34,28 @@ cdef inline void hidden_stamp(ShardState* s, uint64_t position) noexcept nogil:
 
 cdef inline bint hidden_show(ShardState* s, uint64_t durable) noexcept nogil:
     """The log has everything up to this position: those messages may be delivered. Whether there are any."""
-    cdef Hidden* all = <Hidden*> s.hidden.data
-    cdef size_t count = s.hidden.size // sizeof(Hidden), first = s.hidden_first
+    cdef size_t first = s.hidden_first
+    cdef Hidden hidden
     cdef Queue* q
-    while s.hidden_first < count and 0 < all[s.hidden_first].position <= durable:
-        q = queue_find(s, all[s.hidden_first].queue)
-        if q != NULL and q.kept:
-            if all[s.hidden_first].taken and q.durable_end < all[s.hidden_first].end_seq:
-                q.durable_end = all[s.hidden_first].end_seq
-            if all[s.hidden_first].marked and q.marked_end < all[s.hidden_first].end_seq:
-                q.marked_end = all[s.hidden_first].end_seq
-            queue_show(s, q)
+    while s.hidden_first < s.hidden.size // sizeof(Hidden):
+        hidden = (<Hidden*> s.hidden.data)[s.hidden_first]      # a copy: showing it may hide more, and the buffer moves
+        if hidden.position == 0 or hidden.position > durable:
+            break
         s.hidden_first += 1
+        q = queue_find(s, hidden.queue)
+        if q == NULL or not q.kept:
+            continue
+        if hidden.taken and q.durable_end < hidden.end_seq:
+            q.durable_end = hidden.end_seq
+        if hidden.marked and q.marked_end < hidden.end_seq:
+            q.marked_end = hidden.end_seq
+        queue_show(s, q)
     if s.hidden_first == first:
         return False
-    if s.hidden_first == count:
+    if s.hidden_first * sizeof(Hidden) == s.hidden.size:
         buffer_clear(&s.hidden)
         s.hidden_first = 0
-    elif s.hidden_first * 2 > count:
+    elif s.hidden_first * 2 * sizeof(Hidden) > s.hidden.size:
         buffer_drop_front(&s.hidden, s.hidden_first * sizeof(Hidden))
         s.hidden_first = 0
     return True

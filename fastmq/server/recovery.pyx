@@ -25,6 +25,10 @@ from fastmq.storage.file_log import FileLog
 from fastmq.storage.files import Files
 
 
+cdef enum:
+    PROGRESS_COUNT = 16384              # entries between two calls of `progress`
+
+
 cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t position, list shards, object topology,
                      int64_t now_ns) except *:
     """Apply records to whom they concern."""
@@ -38,25 +42,27 @@ cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t 
         raise BadRecord(f"{what} of the log does not fit what stands before it, in shard {index}")
 
 
-def recover(log: Log, shards: list[Shard | None], topology: object, now_ns: int) -> None:
+def recover(log: Log, shards: list[Shard | None], topology: object, now_ns: int, progress: object = None) -> None:
     """Apply what the log has to `shards` and to shard T, None where that is elsewhere.
 
-    Raises BadRecord, and what reading raises; the worker is then of no use.
+    `progress`: called now and then with the number of entries applied. Raises BadRecord, and what reading raises; the worker is then of no
+    use.
     """
-    read(log, shards, topology, now_ns)
+    read(log, shards, topology, now_ns, progress)
     for shard in shards:
         if shard is not None:
             shard.recovered()
 
 
-def take_over(log: Log, folders: Sequence[str], shards: list[Shard | None], topology: object, checkpointer: Checkpointer, now_ns: int) -> None:
+def take_over(log: Log, folders: Sequence[str], shards: list[Shard | None], topology: object, checkpointer: Checkpointer, now_ns: int,
+              progress: object = None) -> None:
     """The same with the logs of another number of workers, in `folders`; on return what concerns this one is durable in `log`,
     as a checkpoint.
 
     Nothing in those folders is changed: other workers read them at the same time.
     """
     for folder in folders:
-        read(FileLog(folder), shards, topology, now_ns)
+        read(FileLog(folder), shards, topology, now_ns, progress)
         copy_extents(log, folder, shards)
         failpoint(MID_TAKE_OVER)
     for shard in shards:
@@ -79,15 +85,20 @@ def copy_extents(log: Log, folder: str, shards: list[Shard | None]) -> None:
             log.write_extent(number, payload)
 
 
-cdef void read(Log log, list shards, object topology, int64_t now_ns) except *:
+cdef void read(Log log, list shards, object topology, int64_t now_ns, object progress) except *:
     """Apply one log."""
     cdef LogReader reader = log.read()
     cdef BatchView view
     cdef const uint8_t* entry
     cdef const EntryHead* head
     cdef uint32_t i
+    cdef uint64_t applied = 0, told = 0
     cdef dict known = {}                # shard -> position up to which the checkpoint includes its entries
     while reader.next_batch(&view):
+        if progress is not None and applied >= told + PROGRESS_COUNT:
+            told = applied
+            progress(applied)
+        applied += view.count
         entry = view.entries
         for i in range(view.count):
             head = <const EntryHead*> entry

@@ -25,6 +25,7 @@ from fastmq.storage.log import Log
 
 TICK_NS = 250_000_000           # between two ticks under load
 IDLE_TICK_NS = 1_000_000_000    # and without
+PROGRESS_S = 1.0                # between two lines about a recovery
 
 
 class Worker:
@@ -41,6 +42,7 @@ class Worker:
             start["settings"],
             log=_open_log(start, say),
             now_ns=time.monotonic_ns(),
+            progress=Progress(say).applied,
             old_logs=start["old_logs"],
             topology=index == 0,
             frontends=start["frontends"],
@@ -125,6 +127,21 @@ class Worker:
         if (bell := self._workshop.log.fileno()) >= 0:
             bells.append(bell)
         self._loop.look_at(self._control.fileno(), bells)
+
+
+class Progress:
+    """Says how far a long recovery has come, once a second."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._began = self._told = time.monotonic()
+
+    def applied(self, count: int) -> None:
+        """So many entries of the log have been applied."""
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_S:
+            self._told = now
+            self._say(f"recovering: {count} entries of the log applied in {now - self._began:.0f} s")
 
 
 def _open_log(start: dict[str, Any], say: Callable[[str], None]) -> Log:

@@ -1,5 +1,5 @@
 """A worker without its process. What Python may touch of it: the worker's shell, tests and the simulation."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastmq.model.shard import Shard
@@ -24,6 +24,7 @@ class Workshop:
         log: Log,
         old_logs: Sequence[str] = ...,
         now_ns: int = 0,
+        progress: Callable[[int], None] | None = None,
         topology: bool = False,
         frontends: Sequence[int] = (),
         salt: bytes = b"",

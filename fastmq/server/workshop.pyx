@@ -66,12 +66,12 @@ cdef class Workshop:
             port_free(&self.ports[i])
 
     def __init__(self, epoch: int, shards: list[int], settings: dict, *, log: Log, old_logs: object = (), now_ns: int = 0,
-                 topology: bool = False, frontends: object = (), salt: bytes = b"", arena: ArenaMemory | None = None,
-                 region_size: int = UNIT_SIZE, **shard_options: int) -> None:
+                 progress: object = None, topology: bool = False, frontends: object = (), salt: bytes = b"",
+                 arena: ArenaMemory | None = None, region_size: int = UNIT_SIZE, **shard_options: int) -> None:
         """`topology`: hold shard T, which waits for the handbacks of `frontends`, those that live already; `salt`: see TopologyShard.
 
         `old_logs`: folders of those of another number of workers: what concerns this one goes into `log`, which is empty.
-        `now_ns`: monotonic; publishers that are recovered were last heard of now.
+        `now_ns`: monotonic; publishers that are recovered were last heard of now. `progress`: see recover.
         `arena`: for large records, None: they are copied. `region_size` and `shard_options`: limits that tests want small (see Shard).
         """
         self.arena = arena
@@ -105,9 +105,9 @@ cdef class Workshop:
             self.checkpointer.shard_of = self.shard_of
             self.checkpointer.touched = &self.touched
         if old_logs:
-            take_over(log, old_logs, self.shards, self.topology, self.checkpointer, now_ns)
+            take_over(log, old_logs, self.shards, self.topology, self.checkpointer, now_ns, progress)
         else:
-            recover(log, self.shards, self.topology, now_ns)
+            recover(log, self.shards, self.topology, now_ns, progress)
         self.durable = log.durable
         if topology:
             self.topology.begin_handback(frontends)

@@ -35,6 +35,7 @@ cdef enum:
     EXTENT_UNIT_SIZE = 65536
 
 
+@cython.no_gc_clear                     # its end uses the table of calls in `files`, and so do its threads
 @cython.final
 cdef class FileLog(Log):
     """The log in `folder`, which is made if need be. `say`: called with a sentence about what recovery cut.

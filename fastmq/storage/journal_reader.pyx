@@ -1,6 +1,7 @@
 """Reads a journal and judges what it finds (see journal_reader.pxd)."""
 import os
 
+cimport cython
 from libc.errno cimport EIO, ENOMEM
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
@@ -26,6 +27,7 @@ def segment_names(files: Files, folder: str) -> list[str]:
     return [name for name in files.names(folder) if name.startswith("journal-") and len(name) == 24]
 
 
+@cython.no_gc_clear                     # its end closes a file through the table of calls in `files`
 cdef class JournalReader(LogReader):
     """The entries of the journal in `folder`, from a position on. Raises JournalDamaged for what the segments' heads show already."""
 
