@@ -1,8 +1,10 @@
 """Drives a Shard that has a log: what it writes, what survives, and random runs of it."""
 from __future__ import annotations
 
+import os
 import random
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -113,6 +115,17 @@ def assert_survived(driver: DurableDriver, reached: dict[str, int]) -> Shard:
     cold = sum(queue["cold"] for queue in other.dump()["queues"].values())
     assert cold or other.stats()["live_bytes"] == sum(len(message[2]) for queue in after.values() for message in queue.values())
     return other
+
+
+def each_seed(part: int, run: Callable[[int, dict[str, int]], None], reached: dict[str, int]) -> None:
+    """Random runs of one of the parts into which a test is cut; each thing in `reached` must come about in one of them."""
+    seeds = int(os.environ.get("FASTMQ_SEEDS", "40"))
+    for seed in range(part * seeds, (part + 1) * seeds):
+        try:
+            run(seed, reached)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}") from error
+    assert all(reached.values()), reached
 
 
 class Run:

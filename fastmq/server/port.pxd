@@ -23,8 +23,8 @@ from fastmq.wire.link cimport L_DELIVER, L_OUTCOME, L_REGION, L_REPLY, LinkRegio
 cdef struct Port:
     PyObject* link              # Link, borrowed from Workshop.links; NULL: the front-end is not there
     Outgoing outgoing           # what leaves with this turn, or when the ring has room
-    Outgoing filling            # outcomes that wait for the log's batch that fills,
-    Outgoing flying             # and for the one in flight
+    Outgoing filling            # outcomes that wait for the log and have no position to wait for yet,
+    Outgoing flying             # and those that wait for one
     int lent                    # regions of the arena that it has
 
 

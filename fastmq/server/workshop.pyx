@@ -3,8 +3,8 @@
 Owns: the shards of one worker, shard T on worker 0, the log, the worker's end of each link. Rules: a turn reads a bounded number of messages
 from every link, hands each to its shards, collects what they want sent, pumps, and sends: outcomes and deliveries of one session as one
 message each, whatever shards they come from, replies behind the deliveries made before them; while a link is congested nothing is pumped, and
-outcomes grow in place; an outcome that waits for the log leaves when the batch that was filling then is durable: `filling` and `flying` of a
-port are those of the log's two batches; no Python object is made in a turn, but for shard T.
+outcomes grow in place; an outcome that waits for the log leaves when what was submitted with it is durable: those in `flying` of the ports wait
+for one position, those since then in `filling` for the next; no Python object is made in a turn, but for shard T.
 No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, on one thread, without the GIL.
 
     links --read--> handle -> shards --collect--> replies, outcomes, L_UNUSED ...  -> parcels of each front-end --> links --> bells

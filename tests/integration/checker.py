@@ -115,3 +115,10 @@ class Load:
         self._threads[1].join(60)
         assert not any(thread.is_alive() for thread in self._threads), "a load thread hangs"
         assert not self.errors, self.errors
+
+    def stop_and_check(self) -> None:
+        """`stop`; then everything that was attempted was confirmed and delivered, once and in order."""
+        self.stop()
+        print(self.checker)
+        assert self.checker.attempted == self.checker.confirmed == set(self.checker.delivered)
+        assert not self.checker.duplicated and not self.checker.out_of_order and not self.checker.unexpected

@@ -134,10 +134,7 @@ def test_worker_that_dies_at_any_step_loses_doubles_and_disorders_nothing(tmp_pa
             wait_until(load.progressed(300), timeout=60, what="messages flow again")
         declares.stop()
         for load in loads:
-            load.stop()
-            print(load.checker)
-            assert load.checker.attempted == load.checker.confirmed == set(load.checker.delivered)
-            assert not load.checker.duplicated and not load.checker.out_of_order and not load.checker.unexpected
+            load.stop_and_check()
         place.restart()
         with fastmq.connect(place.url) as mq:
             assert [mq.declare_queue(load.queue, passive=True).message_count for load in loads] == [0] * workers

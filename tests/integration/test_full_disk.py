@@ -31,10 +31,7 @@ def test_worker_whose_write_fails_says_so_ends_and_the_next_one_has_everything_t
                 resource.prlimit(row["pid"], resource.RLIMIT_FSIZE, (4096, hard))       # what lies behind cannot be written: EFBIG
                 wait_until(lambda before=row: (process(mq, "worker") or before)["pid"] not in (None, before["pid"]), what="another one runs")
         wait_until(load.progressed(300), timeout=60, what="messages flow again")
-        load.stop()
-        print(load.checker)
-        assert load.checker.attempted == load.checker.confirmed == set(load.checker.delivered)
-        assert not load.checker.duplicated and not load.checker.out_of_order and not load.checker.unexpected
+        load.stop_and_check()
         said = "worker 0: the log failed, and is recovered from what is on disk: .*File too large.*journal-"
         assert len(re.findall(said, place.broker.log_tail(100_000))) == 3
 

@@ -1,10 +1,8 @@
 """What a shard writes for its log rebuilds what is durable in it, and nothing leaves or is delivered before the log has it."""
 from __future__ import annotations
 
-import os
-
 import pytest
-from durable_driver import DURABLE, EXCLUSIVE, TRANSIENT, DurableDriver, Run, assert_survived
+from durable_driver import DURABLE, EXCLUSIVE, TRANSIENT, DurableDriver, Run, assert_survived, each_seed
 from shard_driver import EPOCH, SHARD, record
 
 from fastmq.model.shard import BadRecord, Shard
@@ -23,13 +21,7 @@ def random_run(seed: int, reached: dict[str, int]) -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_what_is_durable_survives_whatever_happened(part: int) -> None:
     reached = dict.fromkeys(["recovered", "counts above 1", "never delivered"], 0)
-    seeds = int(os.environ.get("FASTMQ_SEEDS", "40"))
-    for seed in range(part * seeds, (part + 1) * seeds):
-        try:
-            random_run(seed, reached)
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}") from error
-    assert all(reached.values()), reached
+    each_seed(part, random_run, reached)
 
 
 def test_persistent_message_of_a_durable_queue_is_delivered_and_confirmed_when_the_log_has_it() -> None:

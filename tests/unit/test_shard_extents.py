@@ -1,10 +1,8 @@
 """Messages that lie in extents: cold, read back, not written, snapshots of them, and GETs that wait for them."""
 from __future__ import annotations
 
-import os
-
 import pytest
-from durable_driver import DURABLE, TRANSIENT, assert_survived
+from durable_driver import DURABLE, TRANSIENT, assert_survived, each_seed
 from extent_driver import AGE_DONE, AGE_MORE, AGE_SPOILED, ExtentDriver, ExtentRun
 from shard_driver import NACK, Delivered, record
 
@@ -60,13 +58,7 @@ def test_what_is_kept_survives_ageing_failures_and_checkpoints_in_order(part: in
         "recovered from a checkpoint", "recovered without", "counts above 1", "never delivered", "failed", "waiting GET",
         "age 0", "age 1", "snapshot 0", "snapshot 1", "snapshot 2", "snapshot 3",
     ], 0)
-    seeds = int(os.environ.get("FASTMQ_SEEDS", "40"))
-    for seed in range(part * seeds, (part + 1) * seeds):
-        try:
-            random_run(seed, reached)
-        except AssertionError as error:
-            raise AssertionError(f"seed {seed}") from error
-    assert all(reached.values()), reached
+    each_seed(part, random_run, reached)
 
 
 def filled(count: int, *, size: int = 100, **settings: int) -> ExtentDriver:
