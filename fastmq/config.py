@@ -47,7 +47,10 @@ class Config:
         2**30, "bytes of messages in a worker's memory above which those of durable queues are written out, with a data directory", low=2**20,
         high=2**44
     )
-    data_dir: str = _setting("", "directory for what must survive a restart; empty: nothing is kept", flag=True)
+    data_dir: str = _setting(
+        "", "directory for what must survive a restart; empty: `fastmq serve` takes the default one, an embedded broker keeps nothing",
+        flag=True,
+    )
     publish_window_messages: int = _setting(16384, "publishes of one session that may be without an outcome", low=1, high=65535)
     publish_window_bytes: int = _setting(16 * 2**20, "bytes of publishes of one session that may be without an outcome", low=1, high=2**32)
     consume_window_bytes: int = _setting(64 * 2**20, "bytes that may be outstanding at one consumer", low=1, high=2**40)
