@@ -26,11 +26,10 @@ from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.model.effects cimport EffectHead
-from fastmq.model.regions cimport Regions
-from fastmq.net.arena cimport ArenaMemory
 from fastmq.model.shard cimport Shard
 from fastmq.server.checkpointer cimport Checkpointer
 from fastmq.server.fifo cimport Fifo
+from fastmq.server.lender cimport Lender
 from fastmq.server.port cimport Port
 from fastmq.storage.log cimport Log
 from fastmq.wire.buffer cimport Buffer
@@ -40,10 +39,6 @@ from fastmq.wire.link cimport LinkHead, LinkOutcome
 
 cdef enum:
     FRONTENDS_MAX = 8           # of one broker
-
-
-cdef enum:
-    REGIONS_LENT = 4            # regions of the arena that a front-end has at a time
 
 
 cdef class Workshop:
@@ -56,9 +51,7 @@ cdef class Workshop:
     cdef list links                 # Link by front-end, None
     cdef PyObject* shard_of[SHARDS_MAX]
     cdef Port[FRONTENDS_MAX] ports
-    cdef ArenaMemory arena          # None: there is none
-    cdef Regions regions            # who has what of it
-    cdef Buffer cooled              # Span[], to be given back
+    cdef Lender lender              # of the arena
     cdef Fifo touched               # something has happened to them: effects are to be collected, then they are pumped
     cdef Fifo eager                 # pump has more to do
     cdef Fifo held                  # deliveries in parcels point into their effects
@@ -72,6 +65,7 @@ cdef class Workshop:
     cdef uint64_t durable           # log position up to which outcomes have been let go
     cdef bint log_is_urgent         # somebody waits for what fills
     cdef bint filling_waits         # outcomes do
+    cdef uint64_t urgent_handled    # `handled` when somebody waited for the log before
     cdef uint64_t flying_position   # what those in `flying` wait for
     cdef readonly int64_t log_due_ns    # when what fills is given to it although nobody does; 0: nothing fills, or somebody waits
     cdef int64_t now_ns
@@ -84,11 +78,11 @@ cdef class Workshop:
     cdef bint read_links(self) noexcept nogil
     cdef void handle(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void publish(self, uint32_t frontend, const uint8_t* payload) noexcept nogil
-    cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil
     cdef void collect_outcome(self, uint32_t shard) noexcept nogil
     cdef void add_outcome(self, const EffectHead* effect, const LinkOutcome* outcome) noexcept nogil
     cdef void keep(self, Shard shard) noexcept nogil
     cdef void submit_log(self) noexcept nogil
+    cdef bint write_log_here(self) noexcept nogil
     cdef void hear_log(self) noexcept nogil
     cdef void fly(self) noexcept nogil
     cdef void land(self) noexcept nogil
@@ -103,5 +97,6 @@ cdef class Workshop:
     cdef bint owes_outcomes(self) noexcept nogil
     cdef void send_deliveries(self) noexcept nogil
     cdef void send_outcomes(self) noexcept nogil
+    cdef void send(self) noexcept nogil
     cdef void fail(self) noexcept nogil
     cdef void topology_message(self, uint32_t frontend, uint16_t kind, const uint8_t* payload, size_t size) noexcept with gil

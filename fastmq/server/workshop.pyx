@@ -13,25 +13,23 @@ No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, o
 import types
 
 from fastmq.model.effects cimport Effects, effects_clear, effects_next
-from fastmq.model.regions cimport (
-    UNIT_SIZE, Span, regions_cool, regions_count, regions_free, regions_frontend_gone, regions_init,
-    regions_returned, regions_written,
-)
+from fastmq.model.regions cimport UNIT_SIZE
 from fastmq.model.shard cimport HANDLE_NO_MEMORY, Shard
 from fastmq.net.arena cimport ArenaMemory
 from fastmq.net.ring cimport Link
 from fastmq.server.checkpointer cimport Checkpointer, has_wishes
 from fastmq.server.fifo cimport fifo_add, fifo_take
+from fastmq.server.lender cimport Lender
 from fastmq.server.outgoing cimport (
     Outgoing, Parcel, outgoing_add_delivery, outgoing_add_outcome, outgoing_parcel, outgoing_take_outcomes, parcel_has_deliveries,
 )
-from fastmq.server.port cimport port_free, port_init, port_lend, port_send_counts, port_send_deliveries, port_send_delivery, port_send_outcomes
+from fastmq.server.port cimport port_free, port_init, port_send_counts, port_send_deliveries, port_send_delivery, port_send_outcomes
 from fastmq.storage.log cimport RECORDS_DURABLE, Log
 from fastmq.wire.buffer cimport buffer_clear, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.limits cimport DELIVERY_SIZE_MAX
 from fastmq.wire.link cimport (
     L_DELIVER, L_HANDBACK, L_LOANS_BACK, L_OUTCOME, L_PUBLISH, L_REGION_DONE, L_SESSION_END, L_SHARD_COUNTS, L_TOPOLOGY, L_UNUSED,
-    LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest, LinkRegion,
+    LinkDeliver, LinkOutcome, LinkPublish, LinkPublishEntry, LinkQueueRequest,
 )
 
 from fastmq.errors import FastMQError
@@ -44,6 +42,7 @@ cdef enum:
     CONGESTED_SIZE = 1048576    # bytes waiting for a ring: no more deliveries are made
     HELD_SIZE_MAX = 2097152     # bytes of effects that deliveries may gather before they are sent
     EFFECTS_KEEP_SIZE = 262144  # an emptied effects buffer larger than this is given back
+    LONE_COUNT = 4              # messages since the log was given something before, where one publish at a time is all there is
     LOG_LINGER_NS = 10000000    # what nobody waits for is given to the log after so long
 
 
@@ -53,15 +52,12 @@ cdef class Workshop:
     def __cinit__(self):
         cdef int i
         buffer_init(&self.queues)
-        buffer_init(&self.cooled)
         for i in range(FRONTENDS_MAX):
             port_init(&self.ports[i])
 
     def __dealloc__(self):
         cdef int i
         buffer_free(&self.queues)
-        buffer_free(&self.cooled)
-        regions_free(&self.regions)
         for i in range(FRONTENDS_MAX):
             port_free(&self.ports[i])
 
@@ -74,9 +70,9 @@ cdef class Workshop:
         `now_ns`: monotonic; publishers that are recovered were last heard of now. `progress`: see recover.
         `arena`: for large records, None: they are copied. `region_size` and `shard_options`: limits that tests want small (see Shard).
         """
-        self.arena = arena
-        if not regions_init(&self.regions, arena.base if arena is not None else NULL, arena.size if arena is not None else 0, region_size):
-            raise MemoryError
+        self.lender = Lender(arena, region_size)
+        self.lender.ports = &self.ports[0]
+        self.lender.port_count = FRONTENDS_MAX
         options = {
             "record_level": log.record_level,
             "resume_ns": int(settings["resume_s"] * 1e9),
@@ -93,7 +89,7 @@ cdef class Workshop:
             shard = Shard(index, epoch, **options)
             self.shards[index] = shard
             self.shard_of[<int> index] = <PyObject*> shard
-            (<Shard> shard).state.store.regions = &self.regions
+            (<Shard> shard).state.store.regions = &self.lender.regions
         if topology:
             from fastmq.model.topology_shard import TopologyShard
             from fastmq.server.topology_desk import TopologyDesk
@@ -123,7 +119,7 @@ cdef class Workshop:
         if self.desk is not None:
             self.desk.attached(frontend)
         self.ports[<int> frontend].lent = 0
-        self._cool()
+        self.lender.cool()
         link.ring_other()
 
     def detach(self, frontend: int, now_ns: int) -> None:
@@ -132,7 +128,7 @@ cdef class Workshop:
         self.links[at] = None
         self.ports[at].link = NULL
         port_free(&self.ports[at])
-        regions_frontend_gone(&self.regions, at)
+        self.lender.frontend_gone(at)
         for index, shard in enumerate(self.shards):
             if shard is not None:
                 shard.frontend_gone(frontend, now_ns)
@@ -146,7 +142,7 @@ cdef class Workshop:
             if shard is not None:
                 shard.tick(now_ns)
                 fifo_add(&self.touched, index)
-        self._cool()
+        self.lender.cool()
         if self.checkpointer is not None:
             self.checkpointer.measure()
         if self.desk is not None:
@@ -159,24 +155,9 @@ cdef class Workshop:
                 shard.rest()
                 fifo_add(&self.touched, index)
 
-    def _cool(self) -> None:
-        """Give back the arena's memory that is not needed any more; lend what there was no room for before."""
-        cdef size_t i
-        cdef Span* spans
-        buffer_clear(&self.cooled)
-        regions_cool(&self.regions, &self.cooled)
-        spans = <Span*> self.cooled.data
-        for i in range(self.cooled.size // sizeof(Span)):
-            self.arena.punch(spans[i].offset, spans[i].size)
-        for i in range(FRONTENDS_MAX):
-            while self.ports[i].link != NULL and self.ports[i].lent < REGIONS_LENT and port_lend(
-                    &self.ports[i], &self.regions, i, False) > 0:
-                pass
-
     def arena_counts(self) -> dict[str, int]:
         """What the arena is used for: regions, those of them that are being written, loans, warm units."""
-        cdef uint32_t written = 0, regions = regions_count(&self.regions, &written)
-        return {"regions": regions, "written": written, "loans": self.regions.loans.count, "warm": self.regions.warm}
+        return self.lender.counts()
 
     def turn_once(self, now_ns: int, now_ms: int) -> bool:
         """One turn; whether there may be more to do at once. For tests and the simulation."""
@@ -226,14 +207,19 @@ cdef class Workshop:
                 more = self.checkpointer.turn(now_ns) or more
                 if self.checkpointer.failed:
                     self.fail()
-            if self.log.appended != self.log.submitted:
+            if self.log.appended != self.log.submitted and not (not more and self.write_log_here()):
                 self.submit_log()
-            self.send_outcomes()            # behind the deliveries, which somebody is more likely to wait for
-            self.outcomes_wait = self.owes_outcomes()
-            for i in range(FRONTENDS_MAX):
-                if self.ports[i].link != NULL:
-                    (<Link> self.ports[i].link).ring_bell()
+            self.send()
         return (busy or more) and not self.failed
+
+    cdef void send(self) noexcept nogil:
+        """Outcomes behind the deliveries, which somebody is more likely to wait for; then the bells."""
+        cdef int i
+        self.send_outcomes()
+        self.outcomes_wait = self.owes_outcomes()
+        for i in range(FRONTENDS_MAX):
+            if self.ports[i].link != NULL:
+                (<Link> self.ports[i].link).ring_bell()
 
     cdef bint read_links(self) noexcept nogil:
         """Handle a bounded part of what has come; whether that was anything."""
@@ -275,7 +261,8 @@ cdef class Workshop:
             if not port_send_counts(&self.ports[frontend], self.shard_of, (<const LinkQueueRequest*> payload).token):
                 self.fail()
         elif head.kind == L_LOANS_BACK or head.kind == L_REGION_DONE:
-            self.arena_message(frontend, head, payload)
+            if not self.lender.message(frontend, head, payload):
+                self.fail()
         elif head.shard < SHARDS_MAX and self.shard_of[head.shard] != NULL:
             if (<Shard> self.shard_of[head.shard]).handle_message(
                 frontend, head.kind, payload, head.size, self.now_ms, self.now_ns
@@ -293,7 +280,7 @@ cdef class Workshop:
         cdef uint64_t* queues
         cdef uint32_t first = 0, count, i
         if head.is_shared:
-            records = self.regions.base + head.shared_at
+            records = self.lender.regions.base + head.shared_at
         while first < head.entries:
             e = &entries[first]
             count = 1
@@ -357,6 +344,24 @@ cdef class Workshop:
         self.log_is_urgent = False
         self.log_due_ns = 0
         self.fly()
+
+    cdef bint write_log_here(self) noexcept nogil:
+        """Where a client that publishes one message at a time is all there is to do, write and sync on this thread: two wakes less are a
+        third of what the sync takes (docs/architecture.md). Whether that was done."""
+        cdef uint64_t since = self.handled - self.urgent_handled
+        if not self.log_is_urgent:
+            return False
+        self.urgent_handled = self.handled
+        if since > LONE_COUNT or self.flying_position > self.durable:
+            return False
+        self.send()                         # a transient message would wait for the sync
+        if not self.log.write_here():
+            return False
+        self.log_is_urgent = False
+        self.log_due_ns = 0
+        self.fly()
+        self.hear_log()
+        return True
 
     cdef void fly(self) noexcept nogil:
         """What was submitted is on its way, and its outcomes with it, unless earlier ones still are."""
@@ -437,20 +442,6 @@ cdef class Workshop:
         except Exception as error:
             self.error = error
             self.failed = True
-
-    # ---- the arena
-
-    cdef void arena_message(self, uint32_t frontend, const LinkHead* head, const uint8_t* payload) noexcept nogil:
-        """An L_LOANS_BACK or L_REGION_DONE."""
-        cdef size_t i
-        if head.kind == L_LOANS_BACK:
-            for i in range(head.size // sizeof(uint64_t)):
-                regions_returned(&self.regions, (<const uint64_t*> payload)[i])
-        else:
-            regions_written(&self.regions, (<const LinkRegion*> payload).offset, frontend)
-            self.ports[frontend].lent -= 1
-            if port_lend(&self.ports[frontend], &self.regions, frontend, (<const LinkRegion*> payload).is_warm) < 0:
-                self.fail()
 
     # ---- what shards want sent
 

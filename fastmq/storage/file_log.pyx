@@ -15,6 +15,7 @@ from fastmq.storage.extents cimport (
 from fastmq.storage.files cimport FileCalls, open_file, read_all, write_all
 from fastmq.storage.journal cimport (
     SPARES_MAX, Segment, Spare, journal_append, journal_checkpointed, journal_start, journal_stop, journal_submit, journal_trim,
+    journal_write_here,
 )
 from fastmq.storage.journal_reader cimport JournalReader, SegmentFile
 from fastmq.storage.keeper cimport keep_house
@@ -97,6 +98,12 @@ cdef class FileLog(Log):
         if self.submitted != self.appended:
             journal_submit(&self.journal)
             self.submitted = self.appended
+
+    cdef bint write_here(self) noexcept nogil:
+        if self.submitted == self.appended or not journal_write_here(&self.journal):
+            return False
+        self.submitted = self.appended
+        return True
 
     cdef uint64_t look(self) noexcept nogil:
         cdef uint64_t rung = atomic_load(&self.journal.rung)

@@ -3,7 +3,8 @@
 # Owns: the segment that is written, the finished ones' list, the spares, the eventfd. Rules: neither thread takes the GIL; one batch is in
 # flight, the next one fills; a batch holds whole turns of the worker (all that was appended up to a `submit`); segment n+1 is begun only after
 # n is synced, and has its name before anything in it is told durable; a failed write or sync is never tried again. What is appended, and said,
-# is under `lock`, which nobody holds during a call that can wait.
+# is under `lock`, which nobody holds during a call that can wait. While the writer has nothing to do the worker may take its place for one
+# small batch, if syncs have been quick of late: a disk that stalls holds up the worker once, and not again before it was quick for a while.
 #
 #     worker: append -> fill --submit: mark--> writer: fill <-> flight, write, sync, `durable`, bell; nothing more to do: an empty batch
 #     keeper: spare-N ready (made, or a segment that is not needed any more) --roll--> writer: head, first batch, sync, rename, sync the folder
@@ -16,6 +17,7 @@ from fastmq.wire.buffer cimport Buffer
 
 cdef enum:
     SPARES_MAX = 2              # files that wait to be segments
+    QUICK_COUNT = 16            # quick syncs in a row after which the worker may write a small batch itself
 
 
 cdef struct Segment:            # one that is finished
@@ -60,6 +62,7 @@ cdef struct Journal:
     uint64_t watched            # the position that is waited for; 0: none
     bint unwatched              # nobody may wait any more
     bint idle                   # the writer waits for work
+    bint lent                   # the worker is in the writer's place, and writes itself
     bint waiting                # for room
     bint closing
     bint writer_ended
@@ -86,6 +89,7 @@ cdef struct Journal:
     uint64_t salt
     uint64_t offset             # where the next batch goes
     uint64_t batches            # in this segment
+    uint64_t quick              # syncs in a row that took little time
     uint64_t known              # `durable` as the last batch says it
     uint64_t taken_serial       # of the spare that became it, while it has no name
     # threads
@@ -96,6 +100,7 @@ cdef struct Journal:
 
 cdef bint journal_append(Journal* j, uint32_t shard, const uint8_t* data, size_t size) noexcept nogil
 cdef void journal_submit(Journal* j) noexcept nogil
+cdef bint journal_write_here(Journal* j) noexcept nogil
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil
 cdef int journal_start(Journal* j, void* (*keep_house)(void*) noexcept nogil) noexcept nogil
 cdef void journal_stop(Journal* j) noexcept nogil

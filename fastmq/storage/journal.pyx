@@ -8,7 +8,7 @@ from fastmq.storage.failpoints cimport (
 from fastmq.storage.files cimport PATH_SIZE_MAX, write_all
 from fastmq.storage.log cimport EntryHead
 from fastmq.storage.posix cimport (
-    atomic_store, bell_ring, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_join, pthread_mutex_lock,
+    atomic_store, bell_ring, monotonic_ns, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_join, pthread_mutex_lock,
     pthread_mutex_unlock, random_bytes, snprintf, start_thread,
 )
 from fastmq.storage.segments cimport (
@@ -22,6 +22,8 @@ cdef enum:
     FIRST_SEGMENT_SIZE = 1048576        # of the first segment of each life: a start does not wait for a large one
     GROWTH = 8                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
+    WRITE_HERE_MAX = 8192               # bytes of a batch that the worker may write itself
+    QUICK_NS = 1000000                  # a sync that took less was quick
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
 
 cdef enum Task:
@@ -72,6 +74,27 @@ cdef void journal_submit(Journal* j) noexcept nogil:
     if j.idle:
         pthread_cond_signal(&j.work)
     pthread_mutex_unlock(&j.lock)
+
+
+cdef bint journal_write_here(Journal* j) noexcept nogil:
+    """As `journal_submit`, but this thread writes and syncs, if the writer has nothing to do, the batch is small, and syncs have been quick
+    of late; False: it did not, and nothing is submitted."""
+    cdef bint mine
+    pthread_mutex_lock(&j.lock)
+    mine = (j.idle and j.named and j.failure.error == 0 and j.fill.size <= WRITE_HERE_MAX and j.offset + j.fill.size <= j.segment.size
+            and j.quick >= QUICK_COUNT)
+    if mine:
+        j.mark = j.fill.size
+        j.mark_count = j.fill_count
+        mine = take_fill(j)
+        j.lent = mine
+    pthread_mutex_unlock(&j.lock)
+    if mine:
+        write_batch(j)
+        pthread_mutex_lock(&j.lock)
+        j.lent = False
+        pthread_mutex_unlock(&j.lock)
+    return mine
 
 
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil:
@@ -214,13 +237,13 @@ cdef Task next_task(Journal* j) noexcept nogil:
         if j.failure.error:
             task = TASK_END
             break
-        if take_fill(j):
+        if not j.lent and take_fill(j):
             task = TASK_BATCH
             break
-        if j.known < j.durable and j.fd >= 0 and j.offset + sizeof(BatchHead) <= j.segment.size:
+        if not j.lent and j.known < j.durable and j.fd >= 0 and j.offset + sizeof(BatchHead) <= j.segment.size:
             task = TASK_NEWS
             break
-        if j.closing:
+        if j.closing and not j.lent:
             task = TASK_END
             break
         j.idle = True
@@ -262,6 +285,7 @@ cdef bint take_fill(Journal* j) noexcept nogil:
 cdef void write_batch(Journal* j) noexcept nogil:
     """Make the batch in flight durable, and say so."""
     cdef size_t size = j.flight.size
+    cdef int64_t began
     cdef int failed
     if j.fd < 0 or j.offset + size > j.segment.size:
         if not roll(j, size):
@@ -276,10 +300,12 @@ cdef void write_batch(Journal* j) noexcept nogil:
         fail_segment(j, b"pwrite", failed)
         return
     failpoint(AFTER_WRITE_BEFORE_SYNC)
+    began = monotonic_ns()
     failed = j.files.fdatasync(j.files.self, j.fd)
     if failed:
         fail_segment(j, b"fdatasync", failed)
         return
+    j.quick = j.quick + 1 if monotonic_ns() - began < QUICK_NS else 0
     if not j.named and not name_segment(j):
         return
     failpoint(AFTER_SYNC_BEFORE_CONFIRM)

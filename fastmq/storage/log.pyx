@@ -49,6 +49,9 @@ cdef class Log:
         self.submitted = self.durable = self.appended
         return True
 
+    cdef bint write_here(self) noexcept nogil:
+        return False
+
     cdef void submit(self) noexcept nogil:
         """Give the batch that fills to the journal thread, unless one is in flight or nothing was appended. A batch is there whole or not
         at all after a death."""

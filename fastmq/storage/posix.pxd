@@ -44,6 +44,11 @@ cdef extern from * nogil:
         pthread_sigmask(SIG_SETMASK, &before, NULL);
         return failed;
     }
+    static inline int64_t storage_now(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (int64_t) t.tv_sec * 1000000000 + t.tv_nsec;
+    }
     static inline uint64_t storage_random(void) {
         uint64_t value = 0;
         while (getrandom(&value, sizeof value, 0) != sizeof value) {}
@@ -84,5 +89,6 @@ cdef extern from * nogil:
     void cond_wait_ns "storage_cond_wait"(pthread_cond_t*, pthread_mutex_t*, int64_t timeout_ns)
     int start_thread "storage_thread"(pthread_t*, void* (*)(void*) noexcept nogil, void*)
     uint64_t random_bytes "storage_random"()
+    int64_t monotonic_ns "storage_now"()
     void bell_ring "storage_ring"(int bell)
     void bell_quiet "storage_quiet"(int bell)

@@ -128,7 +128,7 @@ class Writer:
         self.note("told", position)
 
     def append(self) -> None:
-        """One turn of a worker: some entries, then `submit`."""
+        """One turn of a worker: some entries, which it writes itself or submits."""
         for _ in range(self.rnd.randint(1, 4)):
             size = self.rnd.choice((0, 8, 100, self.rnd.randint(0, self.size_max)))
             if self.rnd.random() < 0.01:
@@ -136,7 +136,8 @@ class Writer:
             entry = self.rnd.choice((0, 3, 0xFFFF)), self.rnd.randbytes(size)
             self.entries.append(entry)
             assert self.kinds.append(self.log, *entry)
-        self.kinds.submit(self.log)
+        if self.rnd.random() < 0.5 or not self.kinds.write_here(self.log):
+            self.kinds.submit(self.log)
 
     def look(self) -> None:
         durable = self.kinds.look(self.log)

@@ -1,13 +1,57 @@
 """The file log's two sides: what the worker appends and submits, and what the journal's thread makes durable meanwhile."""
 
+import errno
 import random
 
 from disk import disk
 from disk.crashes import Writer
+from waiting import wait_until
 
 from fastmq.storage.file_log import FileLog
 
 LARGE = 1_000_000
+
+
+def write_here(log, entry: bytes) -> None:
+    """As soon as the writer rests."""
+    disk().append(log, 0, entry)
+    wait_until(lambda: disk().write_here(log), what="the writer to have nothing to do", interval=0.0001)
+
+
+def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
+    files = disk().MemoryDisk()
+    log = FileLog("/log", files=files, segment_size=65536)
+    log.open(1)
+    disk().append(log, 0, b"first")
+    assert not disk().write_here(log), "there is no segment yet"
+    disk().submit(log)
+    wait_until(lambda: disk().look(log) == 1, what="the first entry to be durable")
+    for position in range(2, 200):
+        write_here(log, b"entry %d" % position)
+        assert disk().look(log) == log.submitted == position, "it is durable at once"
+    disk().append(log, 0, bytes(10_000))
+    assert not disk().write_here(log), "a large one is the writer's"
+    disk().submit(log)
+    log.close()
+    again = FileLog("/log", files=files, segment_size=65536)
+    assert again.open(2) == 200
+    assert [data for _, _, data in again.read()] == [b"first", *(b"entry %d" % position for position in range(2, 200)), bytes(10_000)]
+    again.close()
+
+
+def test_failed_sync_of_the_worker_itself_ends_the_log():
+    files = disk().MemoryDisk()
+    log = FileLog("/log", files=files, segment_size=65536)
+    log.open(1)
+    disk().append(log, 0, b"first")
+    disk().submit(log)
+    wait_until(lambda: disk().look(log) == 1, what="the first entry to be durable")
+    write_here(log, b"second")
+    files.broken = {"fdatasync": errno.EIO}
+    write_here(log, b"third")
+    assert disk().look(log) == 2 and log.failed
+    assert log.error.errno == errno.EIO and log.error.strerror.startswith("fdatasync")
+    log.close()
 
 
 def test_turn_that_follows_holds_up_nothing_however_large_it_is():
