@@ -42,8 +42,9 @@ cdef inline int replay(ShardState* s, const uint8_t* data, size_t size) noexcept
         data += sizeof(RecordHead) + head.size
         size -= sizeof(RecordHead) + head.size
         effects_clear(&s.effects)
-    for i in range(s.queue_count):
-        queue_wake(s, s.queues[i])
+    if not s.keeps:                                         # what a log keeps has no consumers, so nothing is to be delivered yet
+        for i in range(s.queue_count):
+            queue_wake(s, s.queues[i])
     return 0
 
 

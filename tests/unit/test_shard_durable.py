@@ -1,6 +1,9 @@
 """What a shard writes for its log rebuilds what is durable in it, and nothing leaves or is delivered before the log has it."""
 from __future__ import annotations
 
+import time
+from itertools import pairwise
+
 import pytest
 from durable_driver import DURABLE, EXCLUSIVE, TRANSIENT, DurableDriver, Run, assert_survived, each_seed
 from shard_driver import EPOCH, SHARD, record
@@ -70,3 +73,30 @@ def test_damaged_record_is_refused() -> None:
         if size != 24:                                              # where the first record ends
             with pytest.raises(BadRecord):
                 shard.apply(whole[:size])
+
+
+def recovery_s(idle: int) -> float:
+    """The least time of three that 1,000 entries for one queue take, where so many others are idle."""
+    driver = DurableDriver()
+    for queue in range(1, idle + 2):
+        driver.declare(queue, flags=DURABLE)
+    ends = [driver.log()]
+    for sequence in range(1, 1001):
+        driver.publish(101, sequence, [1], [record(b"x")])
+        ends.append(driver.log())
+    entries = [driver.records[start:end] for start, end in pairwise(ends)]
+    assert all(entries)
+    times = []
+    for _ in range(3):
+        other = Shard(SHARD, EPOCH + 1, **driver.settings)
+        other.apply(driver.records[: ends[0]])
+        started = time.perf_counter()
+        for entry in entries:
+            other.apply(entry)
+        times.append(time.perf_counter() - started)
+        assert other.dump()["queues"][1]["ready"][-1][0] == 1000
+    return min(times)
+
+
+def test_recovery_takes_no_longer_beside_many_idle_queues() -> None:
+    assert recovery_s(20_000) < 10 * recovery_s(20)                 # it was a hundred times as long
