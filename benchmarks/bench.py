@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from backlog import LOADS_OF_BACKLOG
+from beside import LOADS_OF_BESIDE
 from depth import LOADS_OF_DEPTH
 from durable import LOADS_OF_DURABLE
 from harness import Line, Load, Missing, Result, Stage, Void, in_turn, machine, versions
@@ -36,7 +38,7 @@ from fastmq import FastMQError
 
 LOADS: tuple[Load, ...] = (
     *LOADS_OF_QUEUES, *LOADS_OF_LATENCY, *LOADS_OF_PUBSUB, *LOADS_OF_LARGE, *LOADS_OF_MANY, *LOADS_OF_DEPTH, *LOADS_OF_MEMORY,
-    *LOADS_OF_TRIE, *LOADS_OF_REST, *LOADS_OF_WHERE, *LOADS_OF_DURABLE,
+    *LOADS_OF_TRIE, *LOADS_OF_REST, *LOADS_OF_WHERE, *LOADS_OF_DURABLE, *LOADS_OF_BESIDE, *LOADS_OF_BACKLOG,
 )  # fmt: skip
 FILE = Path("bench.json")
 COLUMNS = ("load", "figure", "measured", "against", "ratio", "bound", "")
@@ -161,7 +163,7 @@ def usage() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="list the loads and their bounds, and run nothing")
     parser.add_argument("--markdown", action="store_true", help="print the table for a document")
     parser.add_argument("--scale", type=float, default=1.0, help="this share of the messages, to try a load and not to measure it")
-    parser.add_argument("--long", action="store_true", help="the long form of loads that have one (disk: 100 million messages)")
+    parser.add_argument("--long", action="store_true", help="the long form of loads that have one (disk: 100 million messages, backlog: 10 GB)")
     given = parser.parse_args()
     if unknown := set(given.load) - {load.name for load in LOADS}:
         parser.error(f"there is no load {', '.join(sorted(unknown))}: --list names them all")

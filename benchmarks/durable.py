@@ -23,6 +23,8 @@ TRIPS = 4000
 LARGE_SIZE, LARGE_PREFETCH = 2**18, 64
 SYNC_SIZE = 2**23  # bytes that the disk is given between two syncs
 RECOVERED = PASSING = 10**7
+TAIL = 7 * 10**6  # messages of 128 B in a journal of 1 GiB
+NEVER = 2**39  # bytes
 PASSING_LONG = 10**8
 PASSING_TIMEOUT_S = 900.0
 SEGMENT_SIZE = 2**26  # of the log, at its largest
@@ -143,18 +145,18 @@ def against_disk(stage: Stage) -> dict[str, Run]:
 # ---- recovery
 
 
-def recovered(count: int) -> Figures:
+def recovered(count: int, **settings: int) -> Figures:
     """Fill a queue, stop, start again: when another queue serves, and when all of the messages are there."""
     with Stage() as own:
         folder = own.disk_folder()
         with Stage() as before:
-            broker = before.fastmq(data_dir=folder)
+            broker = before.fastmq(data_dir=folder, **settings)
             large, small = broker.queues(2)
             fill(broker, large, count)
             broker.client.publish(small, b"first")
             broker.client.flush()
         started = monotonic()
-        broker = own.fastmq(data_dir=folder)
+        broker = own.fastmq(data_dir=folder, **settings)
         first = broker.client.get(small, timeout=60)
         if first is None or first.body != b"first":
             raise Void("the message of the small queue is lost")
@@ -163,11 +165,16 @@ def recovered(count: int) -> Figures:
         wait(lambda: broker.messages() == count, f"{count} messages to be recovered", timeout=60)
         seconds = monotonic() - started
         drain(broker, large, count)
-    return {"messages_s": count / seconds, "first_s": first_s}
+    return {"messages_s": count / seconds, "first_s": first_s, "all_s": seconds}
 
 
 def recovery(stage: Stage) -> dict[str, Run]:
     return {"fastmq": partial(recovered, stage.count(RECOVERED))}
+
+
+def tail(stage: Stage) -> dict[str, Run]:
+    """No checkpoint is made: the journal has all of it."""
+    return {"fastmq": partial(recovered, stage.count(TAIL), checkpoint_tail_size=NEVER, memory_mark=NEVER)}
 
 
 # ---- disk space
@@ -244,6 +251,13 @@ LOADS_OF_DURABLE = (
     Load(
         "recovery", "ten million durable messages of 128 B, broker started again", recovery,
         (Line("messages/s", "messages_s", bound=2e6), Line("first queue serves after, s", "first_s", bound=2, at_least=False)),
+    ),
+    Load(
+        "recovery-tail", "a journal of 1 GiB without a checkpoint, broker started again", tail,
+        (
+            Line("first queue serves after, s", "first_s", bound=2, at_least=False), Line("all messages are there after, s", "all_s"),
+            Line("messages/s", "messages_s"),
+        ),
     ),
     Load(
         "disk", "ten million durable messages pass through a short queue", disk,

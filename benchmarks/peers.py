@@ -396,6 +396,26 @@ def disk_writer(gate: Gate, path: str, count: int, size: int, sync_size: int) ->
     os.unlink(path)
 
 
+def disk_saturator(gate: Gate, path: str, file_size: int, sync_size: int) -> None:
+    """Write to the same file again and again, with a sync behind each `sync_size` bytes, until it is told to end; say how much it was."""
+    import os
+
+    block = os.urandom(sync_size)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.posix_fallocate(fd, 0, file_size)
+    gate.ready()
+    written = 0
+    while not gate.ended:
+        done = 0
+        while done < sync_size:
+            done += os.pwrite(fd, block[done:] if done else block, written % file_size + done)
+        os.fdatasync(fd)
+        written += done
+    os.close(fd)
+    os.unlink(path)
+    gate.report(written=written)
+
+
 # ---- ZeroMQ
 
 

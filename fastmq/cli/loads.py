@@ -157,7 +157,7 @@ def stream_consumer(gate: Gate, url: str, queue: str, different: int, size: int,
 
 
 def ping(gate: Gate, url: str, ping: str, pong: str, trips: int, size: int, seconds: float = 3600, steps: int = 1) -> None:
-    """Send one message at a time and wait until it has come back; end after so many trips, or seconds."""
+    """Send one message at a time and wait until it has come back; end after so many trips, or seconds, or when it is told to."""
     bodies = iter(payloads(trips + WARM_UP_TRIPS, size))
     times, received = [], []
     with connect(url) as mq, mq.consume(pong, prefetch=1) as answers:
@@ -171,7 +171,7 @@ def ping(gate: Gate, url: str, ping: str, pong: str, trips: int, size: int, seco
                 times.append(perf_counter() - start)
                 received.append(message.body)
                 message.ack()
-                if start > until:
+                if start > until or gate.ended:
                     break
     check_exactly_once(received, len(times), size)
     report_trips(gate, times)

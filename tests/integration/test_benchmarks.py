@@ -29,7 +29,8 @@ def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
             pytest.param(name, marks=pytest.mark.needs("redis-server", package="redis-server"))
             for name in ("queue", "streams", "queue-16k", "pingpong", "pingpong-unix", "pubsub-4", "durable", "durable-8", "durable-one")
         ),
-        "spread", "route", "large", "beside", "clients", "depth", "memory", "rest", "durable-queue", "durable-256k", "recovery", "disk",
+        "spread", "route", "large", "beside", "clients", "depth", "memory", "rest", "durable-queue", "durable-256k", "recovery",
+        "recovery-tail", "disk", "beside-recovery", "beside-disk", "backlog",
     ],
 )  # fmt: skip
 def test_load_is_measured_and_its_bounds_decide_the_exit_status(load: str, tmp_path: Path) -> None:
