@@ -1,4 +1,4 @@
-"""A backlog many times the broker's memory, filled and drained in order, and what a short queue beside it feels of that."""
+"""A backlog many times the broker's memory, filled and drained in order, and what short queues beside it feel of that."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ BACKLOG, BACKLOG_LONG = 8 * 10**6, 8 * 10**7  # messages: 1 GB, and 10 GB
 MEMORY_MAX = 512e6  # bytes of all processes of the broker
 MEMORY_MARK = 2**27  # bytes of messages in the worker's memory; the rest of MEMORY_MAX is for what is on its way
 PREFETCH = 5000
+KINDS = ("transient", "durable")  # of short queues
 TRIPS = 2000
 SAMPLE_S = 0.2
 TIMEOUT_S = 3000.0
@@ -52,20 +53,27 @@ class Memory:
             raise died[0]
 
 
-def short(broker: FastMQ, queues: list[str], count: int) -> Figures:
-    ping, pong = queues
-    return trips(
-        Side(LOADS, "ping", url=broker.url, ping=ping, pong=pong, trips=count, size=SIZE),
-        Side(LOADS, "pong", url=broker.url, ping=ping, pong=pong),
-    )
+def short(broker: FastMQ, count: int) -> Figures:
+    """Ping-pong through two transient queues, then through two durable ones: the names of its figures say which."""
+    found = {}
+    for kind in KINDS:
+        ping, pong = f"{kind}.ping", f"{kind}.pong"
+        for queue in (ping, pong):
+            broker.client.declare_queue(queue, durable=kind == "durable")
+        figures = trips(
+            Side(LOADS, "ping", url=broker.url, ping=ping, pong=pong, trips=count, size=SIZE),
+            Side(LOADS, "pong", url=broker.url, ping=ping, pong=pong),
+        )
+        found |= {f"{kind}_{figure}": value for figure, value in figures.items()}
+    return found
 
 
-def beside(broker: FastMQ, queues: list[str], trips_each: int, worker: Side) -> tuple[float, list[Figures]]:
+def beside(broker: FastMQ, trips_each: int, worker: Side) -> tuple[float, list[Figures]]:
     """Ping-pong again and again until `worker` has ended: how long that took, and the figures of each."""
     found = []
     with together(worker, timeout=TIMEOUT_S) as started:
         while worker.process.poll() is None:
-            found.append(short(broker, queues, trips_each))
+            found.append(short(broker, trips_each))
         seconds = monotonic() - started
         result = worker.report()
         if result.get("disordered"):
@@ -77,21 +85,21 @@ def backlog(count: int, trips_each: int) -> Figures:
     with Stage() as own:
         folder = own.disk_folder()
         broker = own.fastmq(data_dir=folder, memory_mark=MEMORY_MARK)
-        deep, *queues = broker.queues(3)
+        (deep,) = broker.queues(1)
         arguments = {"url": broker.url, "queue": deep, "count": count, "size": SIZE}
-        alone = [short(broker, queues, trips_each) for _ in range(3)]
+        alone = [short(broker, trips_each) for _ in range(3)]
         memory = Memory(broker.pids)
         with memory.watched():
-            fill_s, filling = beside(broker, queues, trips_each, Side(LOADS, "filler", **arguments))
+            fill_s, filling = beside(broker, trips_each, Side(LOADS, "filler", **arguments))
             if broker.messages() != count:
                 raise Void(f"the queue holds {broker.messages()} messages, not {count}")
             disk = disk_bytes(folder)
-            drain_s, draining = beside(broker, queues, trips_each, Side(LOADS, "drainer", prefetch=PREFETCH, **arguments))
+            drain_s, draining = beside(broker, trips_each, Side(LOADS, "drainer", prefetch=PREFETCH, **arguments))
             if broker.messages():
                 raise Void("messages are left")
     figures = {"memory_mb": memory.most / 1e6, "disk_gb": disk / 1e9, "fill_s": count / fill_s, "drain_s": count / drain_s}
     for name, runs in (("alone", alone), ("filling", filling), ("draining", draining)):
-        for figure in ("p50_us", "p99_us"):
+        for figure in runs[0]:
             figures[f"{name}_{figure}"] = median(run[figure] for run in runs)
     return figures
 
@@ -102,12 +110,12 @@ def prepare(stage: Stage) -> dict[str, Run]:
 
 LOADS_OF_BACKLOG = (
     Load(
-        "backlog", "8 million durable messages of 128 B, a short queue beside them", prepare,
+        "backlog", "8 million durable messages of 128 B, short queues beside them", prepare,
         (
             Line("most memory, MB", "memory_mb", bound=MEMORY_MAX / 1e6, at_least=False),
             Line("messages/s in", "fill_s"), Line("messages/s out", "drain_s"),
-            *(Line(f"short queue {name}, {figure[:3]} us", f"{name}_{figure}", at_least=False)
-              for name in ("alone", "filling", "draining") for figure in ("p50_us", "p99_us")),
+            *(Line(f"short {kind} queue {name}, {figure[:3]} us", f"{name}_{kind}_{figure}", at_least=False)
+              for kind in KINDS for name in ("alone", "filling", "draining") for figure in ("p50_us", "p99_us")),
         ),
     ),
 )  # fmt: skip
