@@ -3,7 +3,8 @@
 # Owns: the file `extents`, in units of 64 KiB, the map of who has which, the file `checkpoint`. Rules: an extent's bytes are
 # never overwritten while a checkpoint that is valid, or may become so, knows them; writes are done in the order of the calls, reads before
 # them; a checkpoint is begun when all extents written before it lie there, and is renamed into place when they, all that was appended before
-# it, and itself are synced; only then the journal is trimmed. Without room an extent is refused (`extent_next` says so), or a checkpoint given
+# it, and itself are synced; only then the journal is trimmed. While a backup copies the log (it shares the lock on the file `checkpoint.lock`)
+# no checkpoint is written, but everything else goes on. Without room an extent is refused (`extent_next` says so), or a checkpoint given
 # up; any other failure ends the log. The thread never takes the GIL; nobody holds `lock` during a call that can wait.
 #
 #     extent_write -> WAITS -> WRITES -> LIES --extent_free--> freed --the next checkpoint is durable--> free units
@@ -76,14 +77,16 @@ cdef struct Extents:
     uint64_t needs_durable      # what was appended when it was begun
     uint64_t needs_written
     uint64_t needs_heard        # failures that it knows of
+    bint held                   # a backup keeps it from being written
     # the thread's own
     uint64_t unsynced           # bytes written since the last sync
+    void (*write_checkpoint)(Extents*) noexcept nogil
     pthread_t thread
     bint is_started
 
 
 cdef void extents_free(Extents* x) noexcept nogil
-cdef int extents_start(Extents* x) noexcept nogil
+cdef int extents_start(Extents* x, void (*write_checkpoint)(Extents*) noexcept nogil) noexcept nogil
 cdef void extents_stop(Extents* x) noexcept nogil
 cdef bint extents_write(Extents* x, uint64_t number, Buffer* payload) noexcept nogil
 cdef bint extents_read(Extents* x, uint64_t number) noexcept nogil
@@ -91,3 +94,10 @@ cdef bint extents_next(Extents* x, ExtentRead* out) noexcept nogil
 cdef void extents_release(Extents* x, uint64_t number) noexcept nogil
 cdef bint extents_checkpoint(Extents* x, uint64_t position, Buffer* states, uint64_t appended) noexcept nogil
 cdef bint extents_add(Extents* x, uint64_t number, uint64_t unit, uint64_t size, uint32_t crc) noexcept nogil
+# for write_checkpoint
+cdef void read_extent(Extents* x, const ReadRequest* request) noexcept nogil
+cdef int extents_sync(Extents* x) noexcept nogil
+cdef void extents_fail(Extents* x, const char* call, const char* name, int error) noexcept nogil
+cdef void extents_full(Extents* x, bint full) noexcept nogil
+cdef void free_units(Extents* x, const Extent* e) noexcept nogil
+cdef void forget(Extent* e) noexcept nogil

@@ -1,31 +1,27 @@
-"""Extents and checkpoints (see extents.pxd; the format of the latter is in checkpoint.pxd)."""
+"""Extents, and the thread that writes them and checkpoints (see extents.pxd; the latter are in checkpoint_writer.pyx)."""
 from libc.errno cimport EDQUOT, EIO, ENOENT, ENOMEM, ENOSPC
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmq.storage.checkpoint cimport CheckpointHead, checkpoint_add, checkpoint_crc, checkpoint_head
 from fastmq.storage.crc32c cimport crc32c
-from fastmq.storage.failpoints cimport (
-    AFTER_CHECKPOINT_BEFORE_RENAME, AFTER_EXTENT, AFTER_RENAME_BEFORE_TRIM, MID_CHECKPOINT, MID_EXTENT, armed, failpoint,
-)
+from fastmq.storage.failpoints cimport AFTER_EXTENT, MID_EXTENT, armed, failpoint
 from fastmq.storage.files cimport PATH_SIZE_MAX, open_file, read_all, write_all
-from fastmq.storage.journal cimport journal_checkpointed, journal_fail, journal_tell, journal_wait
+from fastmq.storage.journal cimport journal_fail, journal_tell
 from fastmq.storage.posix cimport (
     EBADMSG, O_CREAT, O_RDWR, atomic_load, atomic_store, cond_wait_ns, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait,
     pthread_join, pthread_mutex_lock, pthread_mutex_unlock, snprintf, start_thread,
 )
-from fastmq.storage.units cimport UNIT_FREE, units_claim, units_count, units_release, units_run, units_take
+from fastmq.storage.units cimport units_claim, units_count, units_release, units_take
 from fastmq.wire.buffer cimport buffer_add, buffer_drop_front, buffer_extend, buffer_free, buffer_init
 from fastmq.wire.idmap cimport idmap_find, idmap_free, idmap_get, idmap_put, idmap_remove
 
 
 cdef enum:
     SYNC_SIZE = 8388608         # bytes of extents after which they are synced: so that a checkpoint finds little to do
-    PIECE_SIZE = 1048576        # of a checkpoint, written between two looks at the reads
     PROBE_SIZE = 4194304        # without room: it is there again when there is room for so much,
     FULL_RETRY_NS = 100000000   # which is tried so often
-    PUNCH_UNITS = 64            # a free run of so many units is given back to the disk
+    HELD_RETRY_NS = 50000000    # while a backup holds a checkpoint back: how often it is tried, where nothing else is to be done
 
 cdef enum Task:
     TASK_READ, TASK_WRITE, TASK_CHECKPOINT, TASK_PROBE, TASK_END
@@ -157,8 +153,10 @@ cdef bint extents_add(Extents* x, uint64_t number, uint64_t unit, uint64_t size,
     return True
 
 
-cdef int extents_start(Extents* x) noexcept nogil:
-    cdef int failed = start_thread(&x.thread, work, x)
+cdef int extents_start(Extents* x, void (*write_checkpoint)(Extents*) noexcept nogil) noexcept nogil:
+    cdef int failed
+    x.write_checkpoint = write_checkpoint
+    failed = start_thread(&x.thread, work, x)
     x.is_started = failed == 0
     return failed
 
@@ -266,11 +264,13 @@ cdef void* work(void* argument) noexcept nogil:
             task = next_task(x)
             if task != TASK_END or x.closing or x.journal.failure.error:
                 break
-            if not x.full:
+            if not x.full and not x.held:
                 pthread_cond_wait(&x.work, &x.lock)
                 continue
-            cond_wait_ns(&x.work, &x.lock, FULL_RETRY_NS)
-            if next_task(x) == TASK_END and not x.closing:
+            cond_wait_ns(&x.work, &x.lock, HELD_RETRY_NS if x.held else FULL_RETRY_NS)
+            if x.held:
+                x.held = False              # it is tried again
+            elif next_task(x) == TASK_END and not x.closing:
                 task = TASK_PROBE
                 break
         if task == TASK_READ:
@@ -284,12 +284,13 @@ cdef void* work(void* argument) noexcept nogil:
             e.next = NULL
             e.state = EXTENT_WRITES
         pthread_mutex_unlock(&x.lock)
+        x.held = False                      # between two other tasks a checkpoint is tried again
         if task == TASK_READ:
             read_extent(x, &request)
         elif task == TASK_WRITE:
             write_extent(x, e)
         elif task == TASK_CHECKPOINT:
-            write_checkpoint(x)
+            x.write_checkpoint(x)
         elif task == TASK_PROBE:
             probe(x)
         else:
@@ -302,7 +303,7 @@ cdef Task next_task(Extents* x) noexcept nogil:
         return TASK_END
     if x.reads.size:
         return TASK_READ
-    if x.checkpointing and x.written >= x.needs_written:
+    if x.checkpointing and x.written >= x.needs_written and not x.held:
         return TASK_CHECKPOINT
     if x.first != NULL:
         return TASK_WRITE
@@ -341,13 +342,13 @@ cdef void write_extent(Extents* x, Extent* e) noexcept nogil:
     if is_needed:
         failed = put_extent(x, e) if has_units else -ENOSPC
         if failed and failed != -ENOSPC and failed != -EDQUOT:
-            fail_file(x, b"pwrite", b"extents", failed)
+            extents_fail(x, b"pwrite", b"extents", failed)
     pthread_mutex_lock(&x.lock)
     x.written += 1
     atomic_store(&x.pending, x.pending - e.size)
     finish_extent(x, e, has_units, failed)
     if is_needed:
-        set_full(x, failed != 0)
+        extents_full(x, failed != 0)
     pthread_mutex_unlock(&x.lock)
 
 
@@ -372,7 +373,7 @@ cdef void finish_extent(Extents* x, Extent* e, bint has_units, int failed) noexc
             answer.number = e.number
             answer.error = ENOSPC
             if not add_done(x, &answer):
-                fail_file(x, b"malloc", b"extents", -ENOMEM)
+                extents_fail(x, b"malloc", b"extents", -ENOMEM)
     free(e)
 
 
@@ -397,10 +398,10 @@ cdef int put_extent(Extents* x, const Extent* e) noexcept nogil:
         return failed
     failpoint(AFTER_EXTENT)
     x.unsynced += e.size
-    return sync_extents(x) if x.unsynced >= SYNC_SIZE else 0
+    return extents_sync(x) if x.unsynced >= SYNC_SIZE else 0
 
 
-cdef int sync_extents(Extents* x) noexcept nogil:
+cdef int extents_sync(Extents* x) noexcept nogil:
     """0, or -errno, which is never ENOSPC: a sync that fails for want of room cannot be tried again either."""
     cdef int failed = x.files.fdatasync(x.files.self, x.fd) if x.unsynced else 0
     if failed:
@@ -409,11 +410,11 @@ cdef int sync_extents(Extents* x) noexcept nogil:
     return 0
 
 
-cdef void fail_file(Extents* x, const char* call, const char* name, int error) noexcept nogil:
+cdef void extents_fail(Extents* x, const char* call, const char* name, int error) noexcept nogil:
     journal_fail(x.journal, call, name, error)
 
 
-cdef void set_full(Extents* x, bint full) noexcept nogil:
+cdef void extents_full(Extents* x, bint full) noexcept nogil:
     if x.full != <uint64_t> full:
         atomic_store(&x.full, full)
         pthread_mutex_lock(&x.journal.lock)
@@ -435,165 +436,5 @@ cdef void probe(Extents* x) noexcept nogil:
     if failed == -ENOSPC or failed == -EDQUOT:
         return
     pthread_mutex_lock(&x.lock)
-    set_full(x, False)
+    extents_full(x, False)
     pthread_mutex_unlock(&x.lock)
-
-
-# ---- a checkpoint
-
-cdef void write_checkpoint(Extents* x) noexcept nogil:
-    """Make the checkpoint durable and trim what it makes superfluous; or give it up, without room."""
-    cdef Buffer file
-    cdef int failed
-    buffer_init(&file)
-    pthread_mutex_lock(&x.lock)
-    # an extent that it rests on may have been refused after it was begun
-    failed = 0 if x.failures == x.needs_heard and describe(x, &file) else -ENOSPC
-    pthread_mutex_unlock(&x.lock)
-    if failed == 0:
-        failed = sync_extents(x)
-        if failed:
-            fail_file(x, b"fdatasync", b"extents", failed)
-        elif not journal_wait(x.journal, x.needs_durable):
-            failed = -EIO               # the journal has ended, or is ending
-        else:
-            failed = put_checkpoint(x, &file)
-    buffer_free(&file)
-    pthread_mutex_lock(&x.lock)
-    if failed == 0:
-        reclaim(x)
-        atomic_store(&x.checkpointed, x.position)
-    buffer_free(&x.states)
-    atomic_store(&x.checkpointing, 0)
-    if failed == 0 or failed == -ENOSPC or failed == -EDQUOT:
-        set_full(x, failed != 0)
-    pthread_mutex_lock(&x.journal.lock)
-    journal_tell(x.journal)
-    pthread_mutex_unlock(&x.journal.lock)
-    pthread_mutex_unlock(&x.lock)
-    if failed == 0:
-        punch(x)
-
-
-cdef bint describe(Extents* x, Buffer* file) noexcept nogil:
-    """Under the lock: the head and the map of what it knows. False: no memory."""
-    cdef size_t i
-    cdef Extent* e = x.freed
-    buffer_extend(file, sizeof(CheckpointHead))
-    if x.map.entries != NULL:
-        for i in range(x.map.mask + 1):
-            if x.map.entries[i].key:
-                describe_extent(x, file, <Extent*> <size_t> x.map.entries[i].value)
-    while e != NULL:
-        if e.freed_at >= x.begun:       # after it was begun
-            describe_extent(x, file, e)
-        e = e.next
-    if not file.failed:
-        checkpoint_head(file, &x.states, x.position, x.journal.epoch, x.units.size)
-    return not file.failed
-
-
-cdef void describe_extent(Extents* x, Buffer* file, const Extent* e) noexcept nogil:
-    """Unless it was written after the checkpoint was begun."""
-    if e.born < x.begun:
-        checkpoint_add(file, e.number, e.unit, e.size, e.crc)
-
-
-cdef int put_checkpoint(Extents* x, Buffer* file) noexcept nogil:
-    """Write it aside, sync and rename it. 0, or -errno; what is neither 0 nor want of room was reported."""
-    cdef char[PATH_SIZE_MAX] aside
-    cdef char[PATH_SIZE_MAX] path
-    cdef CheckpointHead* head = <CheckpointHead*> file.data
-    cdef uint32_t crc
-    cdef int fd, failed
-    cdef const char* call = b"open"
-    snprintf(aside, PATH_SIZE_MAX, b"%s/checkpoint.new", x.journal.folder)
-    snprintf(path, PATH_SIZE_MAX, b"%s/checkpoint", x.journal.folder)
-    crc = crc32c(0, head + 1, file.size - sizeof(CheckpointHead))
-    head.crc = checkpoint_crc(head, crc32c(crc, x.states.data, x.states.size))
-    failed = fd = open_file(x.files, aside, O_RDWR | O_CREAT)
-    if fd >= 0:
-        call = b"pwrite"
-        failed = x.files.ftruncate(x.files.self, fd, 0)
-        if failed == 0:
-            failed = write_pieces(x, fd, file, 0)
-        failpoint(MID_CHECKPOINT)
-        if failed == 0:
-            failed = write_pieces(x, fd, &x.states, file.size)
-        if failed == 0:
-            call = b"fdatasync"
-            failed = x.files.fdatasync(x.files.self, fd)
-        x.files.close(x.files.self, fd)
-    if failed == -ENOSPC or failed == -EDQUOT:
-        x.files.unlink(x.files.self, aside)
-        return failed
-    if failed == 0:
-        failpoint(AFTER_CHECKPOINT_BEFORE_RENAME)
-        call = b"rename"
-        failed = x.files.rename(x.files.self, aside, path)
-    if failed == 0:
-        call = b"fsync"
-        failed = x.files.sync_folder(x.files.self, x.journal.folder)
-    if failed:
-        fail_file(x, call, path, failed)
-        return -EIO
-    failpoint(AFTER_RENAME_BEFORE_TRIM)
-    return 0
-
-
-cdef int write_pieces(Extents* x, int fd, const Buffer* data, uint64_t offset) noexcept nogil:
-    """Write it, and answer reads in between."""
-    cdef ReadRequest request
-    cdef size_t at = 0, size
-    cdef bint reads
-    cdef int failed
-    while at < data.size:
-        size = min(data.size - at, <size_t> PIECE_SIZE)
-        failed = write_all(x.files, fd, data.data + at, size, offset + at)
-        if failed:
-            return failed
-        at += size
-        pthread_mutex_lock(&x.lock)
-        reads = x.reads.size != 0
-        if reads:
-            request = (<ReadRequest*> x.reads.data)[0]
-            buffer_drop_front(&x.reads, sizeof(request))
-        pthread_mutex_unlock(&x.lock)
-        if reads:
-            read_extent(x, &request)
-    return 0
-
-
-cdef void reclaim(Extents* x) noexcept nogil:
-    """Under the lock: the checkpoint is durable, so what was freed before it was begun is needed by none; and the journal is trimmed."""
-    cdef Extent* e = x.freed
-    cdef Extent* following
-    x.freed = NULL
-    while e != NULL:
-        following = e.next
-        if e.freed_at < x.begun:
-            free_units(x, e)
-            forget(e)
-        else:
-            e.next = x.freed
-            x.freed = e
-        e = following
-    atomic_store(&x.tail_begin, journal_checkpointed(x.journal, x.position))
-
-
-cdef void punch(Extents* x) noexcept nogil:
-    """Give long runs of free units back to the disk. Only this thread takes units, so they stay free meanwhile."""
-    cdef uint64_t at = 0, end, dirty
-    while True:
-        pthread_mutex_lock(&x.lock)
-        end = units_run(&x.units, &at, &dirty)
-        pthread_mutex_unlock(&x.lock)
-        if end == at:
-            return
-        if dirty >= PUNCH_UNITS and x.fd >= 0:
-            if x.files.punch(x.files.self, x.fd, at * x.units.size, (end - at) * x.units.size) < 0:
-                return                  # a file system that cannot: the room stays the file's
-            pthread_mutex_lock(&x.lock)
-            memset(x.units.states.data + at, UNIT_FREE, <size_t> (end - at))
-            pthread_mutex_unlock(&x.lock)
-        at = end

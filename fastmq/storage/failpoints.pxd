@@ -23,6 +23,8 @@ cdef enum Failpoint:
     MID_TAKE_OVER               # a log of another number of workers was read, and nothing of it counts in the new one yet
     BEFORE_MOVE                 # all workers have what is theirs, the old logs count still
     AFTER_MOVE                  # the new ones count, the old ones are still there
+    BEFORE_RESTORE              # what is restored has its place in the directory, the old data counts still
+    AFTER_RESTORE               # what is restored counts, the old data is still there
     FAILPOINT_COUNT
 
 

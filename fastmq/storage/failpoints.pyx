@@ -21,6 +21,7 @@ NAMES = (
     "before_write", "mid_write", "after_write_before_sync", "after_sync_before_confirm", "mid_roll", "after_roll", "mid_recycle",
     "mid_trim", "mid_extent", "after_extent", "mid_checkpoint", "after_checkpoint_before_rename", "after_rename_before_trim",
     "topology_appended", "topology_durable", "before_ready", "mid_take_over", "before_move", "after_move",
+    "before_restore", "after_restore",
 )
 COUNT = FAILPOINT_COUNT - 1      # a test compares the two
 

@@ -8,6 +8,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from fastmq.storage.checkpoint cimport Checkpoint, CheckpointExtent
+from fastmq.storage.checkpoint_writer cimport write_checkpoint
 from fastmq.storage.extents cimport (
     Extents, extents_add, extents_checkpoint, extents_free, extents_next, extents_read, extents_release,
     extents_start, extents_stop, extents_write,
@@ -28,6 +29,7 @@ from fastmq.storage.units cimport units_grow
 from fastmq.wire.buffer cimport Buffer, buffer_add
 
 from fastmq.errors import FastMQError, JournalDamaged
+from fastmq.storage.journal_reader import check_together
 
 
 cdef enum:
@@ -155,7 +157,7 @@ cdef class FileLog(Log):
         checkpoint = Checkpoint(self.files, self.folder)
         reader = JournalReader(self.files, self.folder, checkpoint.position + 1)
         position = reader.read_all()
-        self._check_together(checkpoint, reader)
+        check_together(checkpoint, reader, self.needs_checkpoint)
         highest = max(reader.epoch, checkpoint.epoch)
         if epoch <= highest:
             raise FastMQError(f"the journal in {self.folder} has had an owner of epoch {highest}, and this one has {epoch}", "stale-epoch")
@@ -176,21 +178,11 @@ cdef class FileLog(Log):
         self.extents.checkpointed = self.checkpointed = checkpoint.position
         self.extents.tail_begin = journal_checkpointed(&self.journal, checkpoint.position)
         self.is_open = self.was_opened = True
-        failed = journal_start(&self.journal, keep_house) or extents_start(&self.extents)
+        failed = journal_start(&self.journal, keep_house) or extents_start(&self.extents, write_checkpoint)
         if failed:
             self.close()
             raise OSError(failed, "no thread for the journal")
         return self.look()
-
-    def _check_together(self, checkpoint: Checkpoint, reader: JournalReader) -> None:
-        """Nothing may be missing between the checkpoint and the journal's first entry, and the journal reaches as far as the checkpoint."""
-        what = ""
-        if self.needs_checkpoint and reader.first > checkpoint.position + 1:
-            what = f"the journal begins with position {reader.first}, and the checkpoint reaches to {checkpoint.position}"
-        elif reader.expected <= checkpoint.position:
-            what = f"the journal ends with position {reader.expected - 1}, and the checkpoint rests on {checkpoint.position}"
-        if what:
-            raise JournalDamaged(f"{self.folder}: {what}; files are missing, which only a backup has", self.folder, 0)
 
     def _affirm(self, reader: JournalReader) -> None:
         """Make durable what was read and nothing says is: the owner before may have ended because its sync failed, and then the kernel can

@@ -25,6 +25,7 @@ cdef struct FileCalls:
     int (*rename)(void* self, const char* old, const char* new) noexcept nogil
     int (*unlink)(void* self, const char* path) noexcept nogil
     int (*sync_folder)(void* self, const char* path) noexcept nogil                 # names in it survive
+    int (*lock)(void* self, const char* path) noexcept nogil    # descriptor that has the file, made if need be, alone; -EAGAIN: others share it
 
 
 cdef class Files:

@@ -12,6 +12,7 @@ cdef extern from * nogil:
     #include <stdint.h>
     #include <stdio.h>
     #include <linux/falloc.h>
+    #include <sys/file.h>
     #include <sys/stat.h>
     #include <unistd.h>
 
@@ -50,6 +51,13 @@ cdef extern from * nogil:
         close(fd);
         return failed;
     }
+    static int files_lock(void *self, const char *path) {
+        int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600), failed;
+        if (fd < 0) return -errno;
+        failed = flock(fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+        if (failed) close(fd);
+        return failed ? failed : fd;
+    }
     """
     int files_open(void* self, const char* path, int flags) noexcept
     int files_close(void* self, int fd) noexcept
@@ -63,6 +71,7 @@ cdef extern from * nogil:
     int files_rename(void* self, const char* old, const char* new) noexcept
     int files_unlink(void* self, const char* path) noexcept
     int files_sync_folder(void* self, const char* path) noexcept
+    int files_lock(void* self, const char* path) noexcept
 
 
 cdef class Files:
@@ -72,7 +81,7 @@ cdef class Files:
         self.calls = FileCalls(
             self=NULL, open=files_open, close=files_close, size=files_size, pwrite=files_pwrite, pread=files_pread, fdatasync=files_fdatasync,
             fallocate=files_fallocate, punch=files_punch, ftruncate=files_ftruncate, rename=files_rename, unlink=files_unlink,
-            sync_folder=files_sync_folder)
+            sync_folder=files_sync_folder, lock=files_lock)
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder, sorted."""

@@ -4,6 +4,7 @@ from fastmq.storage.files import Files
 from fastmq.storage.log import LogReader
 
 def segment_names(files: Files, folder: str) -> list[str]: ...
+def check_together(checkpoint: Checkpoint, reader: JournalReader, needs_checkpoint: bool = True) -> None: ...
 
 class JournalReader(LogReader):
     folder: str

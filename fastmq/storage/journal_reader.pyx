@@ -27,6 +27,18 @@ def segment_names(files: Files, folder: str) -> list[str]:
     return [name for name in files.names(folder) if name.startswith("journal-") and len(name) == 24]
 
 
+def check_together(checkpoint: Checkpoint, reader: JournalReader, needs_checkpoint: bool = True) -> None:
+    """After everything was read: nothing is missing between the checkpoint and the journal's first entry (`needs_checkpoint`), and the
+    journal reaches as far as the checkpoint. Raises JournalDamaged."""
+    what = ""
+    if needs_checkpoint and reader.first > checkpoint.position + 1:
+        what = f"the journal begins with position {reader.first}, and the checkpoint reaches to {checkpoint.position}"
+    elif reader.expected <= checkpoint.position:
+        what = f"the journal ends with position {reader.expected - 1}, and the checkpoint rests on {checkpoint.position}"
+    if what:
+        raise JournalDamaged(f"{reader.folder}: {what}; files are missing, which only a backup has", reader.folder, 0)
+
+
 @cython.no_gc_clear                     # its end closes a file through the table of calls in `files`
 cdef class JournalReader(LogReader):
     """The entries of the journal in `folder`, from a position on. Raises JournalDamaged for what the segments' heads show already."""

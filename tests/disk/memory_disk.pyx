@@ -7,7 +7,7 @@ SHORT, which lets a write do half of its work and anything else fail with EIO.
 """
 import os
 
-from libc.errno cimport EBADF, EEXIST, EIO, ENOENT, ENOSPC
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EIO, ENOENT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
@@ -42,6 +42,7 @@ cdef class MemoryDisk(Files):
     cdef public str failed_call
     cdef public object room             # bytes that files may still grow by
     cdef public dict broken             # call -> the errno that each such call answers
+    cdef public bint shared             # locks are shared by somebody: nobody gets one alone
     cdef public bint records
     cdef public bint does_sync          # False: a table without fdatasync
     cdef public bint does_sync_folder   # False: one without the folder's sync
@@ -61,7 +62,7 @@ cdef class MemoryDisk(Files):
         c.self = <void*> self
         c.open, c.close, c.size, c.pwrite, c.pread = disk_open, disk_close, disk_size, disk_pwrite, disk_pread
         c.fdatasync, c.fallocate, c.ftruncate, c.rename = disk_fdatasync, disk_fallocate, disk_ftruncate, disk_rename
-        c.unlink, c.sync_folder, c.punch = disk_unlink, disk_sync_folder, disk_punch
+        c.unlink, c.sync_folder, c.punch, c.lock = disk_unlink, disk_sync_folder, disk_punch, disk_lock
 
     cdef Inode new_inode(self, data):
         cdef Inode inode = Inode(len(self.inodes), data)
@@ -243,6 +244,19 @@ cdef int disk_sync_folder(void* me, const char* path) noexcept with gil:
     if disk.does_sync_folder:
         disk.note(("sync_folder",))
     return 0
+
+
+cdef int disk_lock(void* me, const char* path) noexcept with gil:
+    """Locks leave nothing on a disk."""
+    cdef MemoryDisk disk = <MemoryDisk> me
+    cdef int fault = disk.fault("lock")
+    if fault:
+        return refused(fault)
+    if disk.shared:
+        return -EAGAIN
+    disk.next_fd += 1
+    disk.handles[disk.next_fd] = Inode(-1)
+    return disk.next_fd
 
 
 # ---- a log from Python

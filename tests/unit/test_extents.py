@@ -133,6 +133,36 @@ def test_checkpoint_gives_its_entries_first_and_trims_the_journal(store):
     assert len([path for path in store.log_files.paths if "journal" in path]) <= 2
 
 
+def test_checkpoint_waits_while_a_backup_shares_the_log_and_nothing_else_does(store):
+    before = len(store.log_files.paths)
+    store.log_files.shared = True
+    assert store.checkpoint()
+    for number in range(1000, 1010):
+        assert disk().extent_write(store.log, number, bytes(1000))
+        store.append()
+        store.wait(len(store.entries))
+    while store.log.extent_pending:
+        store.wait_for_news()
+    assert disk().extent_read(store.log, 1005)
+    while (found := disk().extent_next(store.log)) is None:
+        store.wait_for_news()
+    assert found == (1005, bytes(1000), 0)
+    assert store.log.checkpointing and not store.log.checkpointed and len(store.log_files.paths) >= before
+    assert not any(path.endswith("checkpoint") for path in store.log_files.paths)
+    store.log_files.shared = False
+    store.wait_quiet()
+    assert any(path.endswith("checkpoint") for path in store.log_files.paths)
+    assert not store.log.checkpointing and not store.log.failed
+
+
+def test_log_closes_while_a_backup_holds_its_checkpoint_back(store):
+    store.append()
+    store.log_files.shared = True
+    assert store.checkpoint()
+    store.close()
+    assert not store.log.failed
+
+
 def test_room_of_freed_extents_is_used_again_after_the_next_checkpoint(store):
     for number in range(1, 200):
         assert disk().extent_write(store.log, number, bytes(1000))

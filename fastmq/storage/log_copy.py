@@ -1,0 +1,197 @@
+"""Copies one log, of a worker that runs or not, to another folder.
+
+Owns: a share in the lock of the log's checkpoints. Rules: while that is held no checkpoint is written, so nothing that the last one knows and
+nothing behind it goes or is overwritten: segments are only appended to, extents only added (extents.pxd); the copy of the last segment ends
+with the last whole batch that was there when it was looked at, so it is as a crash at that moment would leave the disk; all of it is synced.
+A copier that is killed holds nothing back. Runs in the command line.
+
+    share the lock -> checkpoint -> list the segments behind it -> where does the last one end? -> copy, sync -> give up the share
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from fastmq.errors import FastMQError, JournalDamaged
+from fastmq.storage.checkpoint import Checkpoint
+from fastmq.storage.files import Files
+from fastmq.storage.journal_reader import JournalReader, segment_names
+from fastmq.storage.repair import HEAD
+
+LOCK_WAIT_S = 60.0          # how long a checkpoint that is being written is waited for
+LOCK_RETRY_S = 0.02
+LIST_TRIES = 100            # of a journal that changes while it is listed, or read
+PIECE_SIZE = 1 << 20
+SYNC_SIZE = 8 << 20         # bytes after which a copy is synced: the broker's own syncs do not wait behind a heap of it
+ZEROS = bytes(PIECE_SIZE)
+
+Progress = Callable[[int], None]
+
+
+class FilesOf(Files):
+    """The real files, of which only these segments can be seen."""
+
+    segments: tuple[str, ...] = ()
+
+    def names(self, folder: str) -> list[str]:
+        return [name for name in super().names(folder) if not name.startswith("journal-") or name in self.segments]
+
+
+@contextmanager
+def share_of(folder: str, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Keep the log in `folder` from writing a checkpoint. FastMQError when one that is being written is not done in time."""
+    lock = _open_lock(os.path.join(folder, "checkpoint.lock"), folder)
+    try:
+        deadline = time.monotonic() + wait_s
+        while lock >= 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise FastMQError(f"{folder}: the worker has been writing a checkpoint for {wait_s:.0f} s; try again later",
+                                      "busy") from None
+            time.sleep(LOCK_RETRY_S)
+        yield
+    finally:
+        if lock >= 0:
+            os.close(lock)
+
+
+def _open_lock(path: str, folder: str) -> int:
+    """A descriptor; -1 where nothing can be written, by a broker neither."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        pass
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        if os.access(folder, os.W_OK) or not os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise
+        return -1
+    if os.geteuid() == 0:
+        owner = os.stat(folder)
+        os.fchown(lock, owner.st_uid, owner.st_gid)         # the worker opens it too
+    return lock
+
+
+def copy_log(source: str, destination: str, progress: Progress, wait_s: float = LOCK_WAIT_S) -> int:
+    """Copy the log in `source` to `destination`, an empty folder; the bytes that were written.
+
+    `progress` is called with the bytes of each piece. Raises JournalDamaged, FastMQError and OSError; what was copied then is of no use.
+    """
+    with share_of(source, wait_s):
+        checkpoint = Checkpoint(Files(), source)
+        names = needed_segments(source, checkpoint.position)
+        end = end_of(source, names[-1], checkpoint.position) if names else 0
+        done = 0
+        if checkpoint:
+            done += copy_file(source, destination, "checkpoint", [(0, _size(source, "checkpoint"))], progress)
+        if checkpoint.extent_count:
+            places = sorted((offset, offset + size) for _, offset, size, _ in checkpoint.places)
+            done += copy_file(source, destination, "extents", places, progress)
+        for name in names:
+            done += copy_file(source, destination, name, [(0, end if name == names[-1] else _size(source, name))], progress)
+    _sync(destination, os.O_DIRECTORY)
+    return done
+
+
+def size_of(folder: str) -> int:
+    """About how many bytes `copy_log` reads."""
+    names = ["checkpoint", *segment_names(Files(), folder)]
+    extents = os.path.join(folder, "extents")
+    blocks = os.stat(extents).st_blocks * 512 if os.path.exists(extents) else 0
+    return blocks + sum(_size(folder, name) for name in names if os.path.exists(os.path.join(folder, name)))
+
+
+def needed_segments(folder: str, position: int) -> list[str]:
+    """The names of the segments with what lies behind `position`, oldest first. Those before may be recycled at any moment, and are not
+    touched."""
+    for _ in range(LIST_TRIES):
+        names = segment_names(Files(), folder)
+        needed: list[str] = []
+        for name in reversed(names):
+            if needed and int(name[8:], 16) != int(needed[0][8:], 16) - 1:
+                break                           # one came while they were listed, or one is missing
+            needed.insert(0, name)
+            if _first(folder, name) <= position + 1:
+                return needed
+        if not names:
+            return []
+    missing = f"journal-{int(needed[0][8:], 16) - 1:016x}"
+    raise JournalDamaged(f"{os.path.join(folder, missing)} is missing; what it kept is only in a backup", os.path.join(folder, missing), 0)
+
+
+def _first(folder: str, name: str) -> int:
+    """The position of a segment's first entry, as its head says; the reader, and the check of the copy, judge the head."""
+    with open(os.path.join(folder, name), "rb") as file:
+        head = file.read(HEAD.size)
+    first: int = HEAD.unpack(head)[4] if len(head) == HEAD.size else 0
+    return first
+
+
+def end_of(folder: str, name: str, position: int) -> int:
+    """Where the last segment's whole batches end.
+
+    A batch that was half written when it was read, and a later one that is whole and knows it durable, look like damage. Then it is read
+    again; what is damaged stays so at its place.
+    """
+    files = FilesOf()
+    files.segments = (name,)
+    where = -1
+    while True:
+        reader = JournalReader(files, folder, position + 1)
+        try:
+            reader.read_all()
+        except JournalDamaged as damage:
+            if damage.offset == where:
+                raise
+            where = damage.offset
+            continue
+        return reader.offset
+
+
+def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, int]], progress: Progress) -> int:
+    """Copy these ranges of a file, from (inclusive) and to; zeros and all else are a hole. The bytes that were written."""
+    written = unsynced = 0
+    with open(os.path.join(source, name), "rb", buffering=0) as old, _new_file(os.path.join(destination, name)) as new:
+        for at, end in ranges:
+            while at < end:
+                piece = os.pread(old.fileno(), min(PIECE_SIZE, end - at), at)
+                if not piece:
+                    file = os.path.join(source, name)
+                    raise JournalDamaged(f"{file} ends at {at} and should go on to {end}; what it kept is only in a backup", file, at)
+                if piece != ZEROS[: len(piece)]:
+                    new.seek(at)
+                    new.write(piece)
+                    written += len(piece)
+                    unsynced += len(piece)
+                at += len(piece)
+                progress(len(piece))
+                if unsynced >= SYNC_SIZE:
+                    os.fdatasync(new.fileno())
+                    unsynced = 0
+        new.truncate(_size(source, name) if name.startswith("journal-") else ranges[-1][1])
+        os.fsync(new.fileno())
+    return written
+
+
+def _new_file(path: str) -> BinaryIO:
+    return open(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+
+
+def _size(folder: str, name: str) -> int:
+    return os.stat(os.path.join(folder, name)).st_size
+
+
+def _sync(path: str, flags: int = 0) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
