@@ -18,6 +18,8 @@ VERBS = {
     "status": "the broker's processes and queues",
     "bench": "how fast a broker is from here",
     "journal": "check, dump and repair what a broker has kept",
+    "backup": "copy the data of a broker, which may run",
+    "restore": "make a broker's data what a backup is",
     "config": "the settings of `serve`",
 }
 EXIT_STATUS = """\b

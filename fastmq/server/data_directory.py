@@ -6,7 +6,13 @@ supervisor.
 
     DIR/lock                    flock'ed by the supervisor; says its pid and where it listens
         broker.json             format, shards, workers, generation, key of the sessions' proofs, epochs given out so far
-        logs-GENERATION/INDEX/  the log of one worker (storage/file_log.pxd); another number of workers begins another generation
+        logs-GENERATION/INDEX/  the log of one worker (storage/file_log.pxd); another number of workers begins another generation, and so
+                                does what is restored
+        socket                  where a running broker is asked to restore (server/restore_port.py)
+        restore/                what is to be restored, while it is being brought here: logs/INDEX/, and broker.json when it is complete
+
+A restore takes effect at one moment, as a change of workers does: the logs get a name in DIR, then broker.json is renamed over the old one.
+Whatever is killed before, the old logs count and a start removes what came of the restore; afterwards the restored ones count.
 """
 from __future__ import annotations
 
@@ -22,7 +28,9 @@ from fastmq.errors import BadArgument, BrokerFailed
 
 FORMAT = 1                      # of the directory; a broker reads no other
 EPOCHS_AHEAD = 1024             # given out before broker.json is written again
-LOCK, FILE = "lock", "broker.json"
+EPOCHS_RESTORED = 65536         # more of them than a broker can have given out since its backup was made
+LOCK, FILE, SOCKET = "lock", "broker.json", "socket"
+RESTORE, RESTORE_LOGS = "restore", "logs"
 
 
 def default_data_dir() -> str:
@@ -51,9 +59,10 @@ class DataDirectory:
             os.close(self._lock)
             raise
         self.moved_from: int | None = None          # generation of the logs to be read, where the workers are others than last time
-        if self._facts["workers"] != config.workers:
-            self.moved_from = self._facts["generation"]
         self._workers = config.workers
+        self._look_at_workers()
+        if not is_locked(self.path / RESTORE):      # else somebody brings it here now, and will ask
+            shutil.rmtree(self.path / RESTORE, ignore_errors=True)
         self._sweep()
 
     @property
@@ -84,18 +93,44 @@ class DataDirectory:
         from fastmq.storage import failpoints  # a start without this need not load it
 
         failpoints.hit("before_move")
-        self._facts |= {"workers": self._workers, "generation": self._facts["generation"] + 1}
-        self._write()
+        self._write(self._facts | {"workers": self._workers, "generation": self._facts["generation"] + 1})
         failpoints.hit("after_move")
         self.moved_from = None
+        self._sweep()
+
+    def staged(self, config: Config) -> dict[str, Any]:
+        """What is complete in restore/. Raises BadArgument where there is nothing, or `config` does not fit it."""
+        facts = read_facts(self.path / RESTORE)
+        _check_shards(self.path / RESTORE, facts, config)
+        return facts
+
+    def replace(self, config: Config) -> None:
+        """What lies complete in restore/ becomes what this directory is; what was here before goes when that is durable.
+
+        Raises BadArgument where there is nothing complete, or `config` does not fit it, and OSError; then the old data counts.
+        """
+        staged = self.path / RESTORE
+        facts = self.staged(config)
+        generations = [int(entry.name[5:]) for entry in self.path.glob("logs-*") if entry.name[5:].isdigit()]
+        generation = max(self._facts["generation"], *generations, 0) + 1
+        os.rename(staged / RESTORE_LOGS, self.path / f"logs-{generation}")
+        sync_directory(staged)
+        sync_directory(self.path)
+        from fastmq.storage import failpoints
+
+        failpoints.hit("before_restore")
+        self._write(facts | {"generation": generation, "epoch": max(self._facts["epoch"], facts["epoch"]) + EPOCHS_RESTORED})
+        failpoints.hit("after_restore")
+        self._epoch = self._facts["epoch"]
+        self._look_at_workers()
+        shutil.rmtree(staged, ignore_errors=True)
         self._sweep()
 
     def next_epoch(self) -> int:
         """One that no process of any run had before."""
         self._epoch += 1
         if self._epoch > self._facts["epoch"]:
-            self._facts["epoch"] = self._epoch + EPOCHS_AHEAD
-            self._write()
+            self._write(self._facts | {"epoch": self._epoch + EPOCHS_AHEAD})
         return self._epoch
 
     def listening(self, url: str) -> None:
@@ -127,44 +162,85 @@ class DataDirectory:
         os.pwrite(self._lock, text.encode(), 0)
 
     def _read(self, config: Config) -> dict[str, Any]:
-        path = self.path / FILE
-        try:
-            facts: dict[str, Any] = json.loads(path.read_bytes())
-            form, shards = facts["format"], facts["shards"]
-        except FileNotFoundError:
+        if not (self.path / FILE).exists():
             return self._make(config)
-        except (ValueError, KeyError, TypeError):
-            raise BadArgument(f"{path} is not what a fastmq broker writes; restore it, or give another --data-dir") from None
-        if form != FORMAT:
-            raise BadArgument(f"{self.path} was written in format {form}; this broker reads format {FORMAT}")
-        if config.shards not in (shards, type(config)().shards):
-            raise BadArgument(f"{self.path} was made with shards={shards}, which does not change; the setting says {config.shards}")
+        facts = read_facts(self.path)
+        _check_shards(self.path, facts, config)
         return facts
 
     def _make(self, config: Config) -> dict[str, Any]:
         """A new directory; one that holds anything else is not made one."""
-        others = sorted({entry.name for entry in self.path.iterdir()} - {LOCK, FILE + ".new", "lost+found"})
+        others = sorted({entry.name for entry in self.path.iterdir()} - {LOCK, FILE + ".new", SOCKET, RESTORE, "lost+found"})
         if others:
             raise BadArgument(f"setting data_dir: {self.path} has no {FILE}, but holds {others[0]!r}: it is no fastmq data directory")
-        self._facts = {"format": FORMAT, "shards": config.shards, "workers": config.workers, "generation": 1, "key": os.urandom(16).hex(),
-                       "epoch": 0}
-        self._write()
+        self._write({"format": FORMAT, "shards": config.shards, "workers": config.workers, "generation": 1, "key": os.urandom(16).hex(),
+                     "epoch": 0})
         return self._facts
 
-    def _write(self) -> None:
-        fresh = self.path / (FILE + ".new")
-        with open(fresh, "wb") as file:
-            file.write(json.dumps(self._facts, indent=1).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, self.path / FILE)
-        sync_directory(self.path)
+    def _write(self, facts: dict[str, Any]) -> None:
+        """From now on these are the facts; on an error the ones before."""
+        write_facts(self.path, facts)
+        self._facts = facts
+
+    def _look_at_workers(self) -> None:
+        self.moved_from = self._facts["generation"] if self._facts["workers"] != self._workers else None
 
     def _sweep(self) -> None:
-        """Remove the logs of generations that do not count any more, or never came to count."""
+        """Remove the logs of generations that do not count any more, or never came to count; those that a backup copies go next time."""
         for entry in self.path.glob("logs-*"):
-            if entry.name != f"logs-{self._facts['generation']}":
+            if entry.name != f"logs-{self._facts['generation']}" and not is_locked(entry):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether somebody works in a folder: a backup in logs, a restore in what it brings."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+def _check_shards(path: Path, facts: dict[str, Any], config: Config) -> None:
+    shards = facts["shards"]
+    if config.shards not in (shards, type(config)().shards):
+        raise BadArgument(f"{path} was made with shards={shards}, which does not change; the setting says {config.shards}")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What broker.json in a folder says. Raises BadArgument where it is not there or says nothing that this fastmq understands."""
+    file = path / FILE
+    try:
+        facts: dict[str, Any] = json.loads(file.read_bytes())
+        form = facts["format"]
+        if form == FORMAT:
+            int(facts["shards"]), int(facts["workers"]), int(facts["generation"]), int(facts["epoch"]), bytes.fromhex(facts["key"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadArgument(f"{path} has no {FILE}: it is no fastmq data directory") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadArgument(f"{file} is not what a fastmq broker writes; restore it, or give another --data-dir") from None
+    if form != FORMAT:
+        raise BadArgument(f"{path} was written in format {form}; this broker reads format {FORMAT}")
+    return facts
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Replace broker.json in a folder, durably."""
+    fresh = path / (FILE + ".new")
+    with open(fresh, "wb") as file:
+        file.write(json.dumps(facts, indent=1).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path / FILE)
+    sync_directory(path)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

@@ -6,6 +6,8 @@ as both its ends; what dies is restarted at once, and after growing pauses when 
 once ends it. A process of its own: `fastmq serve`, or started by fastmq.Broker. Standard output gets one line, `ready ...`.
 
     STARTING --all ready--> SERVING --signal, parent gone, asked--> DRAINING (front-ends, then workers, then stop) --> ENDED
+        ^                      +--asked to restore--> DRAINING, in the same way --the data directory is another--+
+        +--------------------------------------------------------------------------------------------------------+
         |                                                               |
         +--a death: exit 1 --> ENDED                                    +--second signal, or STOP_S over: SIGKILL --> ENDED
 """
@@ -27,8 +29,9 @@ from fastmq.net.arena import make_arena_fd
 from fastmq.net.ring import make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control, Message
-from fastmq.server.data_directory import DataDirectory
+from fastmq.server.data_directory import SOCKET, DataDirectory
 from fastmq.server.log import Log
+from fastmq.server.restore_port import RestorePort
 
 PAUSE_MIN_S = 0.01          # before the second restart of what dies soon; doubled each time
 PAUSE_MAX_S = 2.0
@@ -141,23 +144,24 @@ class Supervisor:
 
         Raises BadArgument and BrokerFailed where its data directory cannot be had.
         """
-        self.config = config.replace(workers=config.worker_count)
+        self.config = self._given = config.replace(workers=config.worker_count)
         self.data = DataDirectory(config.data_dir, self.config) if config.data_dir else None
-        if self.data is not None:
-            self.config = self.config.replace(shards=self.data.shards)
         self.children = [Child("worker", index) for index in range(self.config.workers)] + [Child("frontend", 0)]
         self.state = State.STARTING
         self.status = 0
-        self.key = self.data.key if self.data is not None else os.urandom(16)
-        self.map = [shard % self.config.workers for shard in range(self.config.shards)]
+        self.key = os.urandom(16)
+        self._take_facts()
         self.port, self.events_port = config.port, config.events_port
         self._epoch = 0
         self._asked_times = 0
+        self._was_ready = False
+        self._restoring = False                     # until the data directory is another
         self._drain_began = 0.0
         self._poll = select.poll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._watch(self._wake_read, self._woken)
+        self._restore_port = self._open_restore_port()
         if parent_fd >= 0:
             self._watch(parent_fd, lambda: self._end(parent_fd, "the parent process has ended"))
         if asked_fd >= 0:
@@ -181,6 +185,8 @@ class Supervisor:
             for child in self.children:
                 if child.process is not None:
                     child.process.wait()
+            if self._restore_port is not None:
+                self._restore_port.close()
             if self.data is not None:
                 self.data.close()
         return self.status
@@ -318,6 +324,12 @@ class Supervisor:
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         if self.data is not None:
             self.data.listening(f"fastmq://{host}:{self.port}")
+        if self._restore_port is not None:
+            self._restore_port.answer(state="serving", url=f"fastmq://{host}:{self.port}")
+        if self._was_ready:
+            log.say("ready again")
+            return
+        self._was_ready = True
         try:
             os.write(1, f"ready fastmq://{host}:{self.port} events={self.events_port}\n".encode())
         except OSError:
@@ -377,6 +389,9 @@ class Supervisor:
     def _stop(self, reason: str) -> None:
         """The first time: drain. The second time, or before the broker was ready: end at once."""
         self._asked_times += 1
+        if self._restoring:
+            self._restoring = False
+            self._answer(failed=f"the broker stops ({reason}) before the backup was in place; it keeps its data")
         if self.state is State.STARTING or self._asked_times > 1:
             log.say(f"{reason}: ending at once")
             self.state = State.ENDED
@@ -401,7 +416,76 @@ class Supervisor:
             for child in self.children:
                 if child.process is not None:
                     log.say(f"{child.name} (pid {child.pid}) did not stop in time: killed")
-            self.state = State.ENDED
+                    child.kill()
+            if not self._restoring:
+                self.state = State.ENDED
+            elif all(child.process is None for child in self.children):
+                self._restore()
+
+    # ---- a restore
+
+    def _open_restore_port(self) -> RestorePort | None:
+        if self.data is None:
+            return None
+        try:
+            port = RestorePort(self.data.path / SOCKET)
+        except OSError as error:
+            log.say(f"no socket can be made in {self.data.path}, so nothing can be restored while the broker runs: {error.strerror}")
+            return None
+        self._watch(port.fileno(), self._restore_asked)
+        return port
+
+    def _answer(self, **what: str) -> None:
+        if self._restore_port is not None:
+            self._restore_port.answer(**what)
+
+    def _restore_asked(self) -> None:
+        """What lies in restore/ is to become the data: all children stop first."""
+        assert self._restore_port is not None and self.data is not None
+        if not self._restore_port.accept():
+            return
+        if self.state is not State.SERVING:
+            self._answer(failed="the broker is not ready, or is stopping")
+            return
+        try:
+            self.data.staged(self._given)
+        except BadArgument as error:
+            self._answer(failed=str(error))
+            return
+        log.say("restoring: draining")
+        self._answer(state="stopping")
+        self._restoring = True
+        self._drain_began = time.monotonic()
+        self._tell("frontend", "drain", State.DRAINING_FRONTENDS)
+
+    def _restore(self) -> None:
+        """No child lives: the data directory becomes what is in restore/, or stays what it is, and everything is started on it."""
+        assert self.data is not None
+        self._restoring = False
+        try:
+            self.data.replace(self._given)
+        except (BadArgument, OSError) as error:
+            log.say(f"nothing is restored, the broker goes on with the data it had: {error}")
+            self._answer(failed=f"the broker goes on with the data it had: {error}")
+        else:
+            log.say("restored")
+            self._answer(state="restored")
+        self._take_facts()
+        self.state = State.STARTING
+        for child in self.children:
+            child.ready_at = None
+            child.restart_at = child.soon = 0
+            child.failure = ""
+        for child in self.children:
+            if child.role == "worker" or not self._is_moving():
+                self._start(child)
+
+    def _take_facts(self) -> None:
+        """What the data directory decides."""
+        if self.data is not None:
+            self.config = self._given.replace(shards=self.data.shards)
+            self.key = self.data.key
+        self.map = [shard % self.config.workers for shard in range(self.config.shards)]
 
     def _drained(self, role: str) -> bool:
         return all(child.drained or child.process is None for child in self.children if child.role == role)

@@ -32,6 +32,7 @@ HITS_MAX = {                    # of the steps that workers come to under load: 
 }
 TOPOLOGY_HITS_MAX = {"topology_appended": 20, "topology_durable": 20}     # and worker 0 alone
 TAKE_OVER = ("mid_take_over", "before_move", "after_move")
+RESTORE = ("before_restore", "after_restore")       # tests/integration/test_backup.py
 RECYCLING = """
 import sys
 from fastmq.storage.file_log import FileLog
@@ -188,5 +189,5 @@ def test_death_while_a_segment_is_recycled_loses_nothing_that_was_durable(tmp_pa
 
 
 def test_no_failpoint_is_forgotten():
-    assert sorted([*HITS_MAX, *TOPOLOGY_HITS_MAX, *TAKE_OVER, "mid_recycle"]) == sorted(failpoints.NAMES)
+    assert sorted([*HITS_MAX, *TOPOLOGY_HITS_MAX, *TAKE_OVER, *RESTORE, "mid_recycle"]) == sorted(failpoints.NAMES)
     assert len(failpoints.NAMES) == failpoints.COUNT

@@ -1,0 +1,109 @@
+"""Brings a backup to a data directory, with a broker that runs there or without one.
+
+Owns: the folder restore/ in that directory until a broker is asked to take it, and without a broker the directory's lock. Rules: the backup is
+checked before anything is changed, and the copy again; what the directory was counts until the copy is complete and synced (data_directory.py
+says how it comes to count). Runs in the command line; a running broker does the last step itself (server/restore_port.py).
+"""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastmq.config import Config
+from fastmq.errors import BadArgument, BrokerFailed
+from fastmq.server.backup import Copied, Progress, copy_logs, new_folder, shared_generation
+from fastmq.server.data_directory import FILE, LOCK, RESTORE, RESTORE_LOGS, SOCKET, DataDirectory, read_facts, sync_directory, write_facts
+from fastmq.server.restore_port import ask
+from fastmq.storage.repair import Examined, examine
+
+
+def restore(source: str | os.PathLike[str], data_dir: str | os.PathLike[str], replaces: bool = False, progress: Progress | None = None,
+            say: Callable[[str], None] = lambda text: None) -> Copied:
+    """Make `data_dir` what the backup `source` is. `replaces`: also where it has data already, and a broker that runs on it.
+
+    On return a broker that ran serves again. Raises BadArgument, JournalDamaged, BrokerFailed and OSError.
+    """
+    began = time.monotonic()
+    backup, place = Path(source).absolute(), Path(data_dir).absolute()
+    facts = read_facts(backup)
+    if place.resolve() == backup.resolve() or place.resolve().is_relative_to(backup.resolve()):
+        raise BadArgument(f"{place} is the backup itself")
+    if has_data(place) and not replaces:
+        raise BadArgument(f"{place} has data already; --replace puts the backup in its place")
+    with shared_generation(backup) as (_, logs):
+        for worker in range(facts["workers"]):
+            if (logs / str(worker)).is_dir():               # else copying says so
+                examine(str(logs / str(worker)))
+        config = Config(workers=facts["workers"])
+        directory = _lock(place, config, replaces)
+        try:
+            with new_folder(place / RESTORE):
+                found, size = _bring(place / RESTORE, logs, facts, progress)
+                _give(place / RESTORE, place)
+                asked = directory is None and _ask(place, say)
+                if not asked:
+                    directory = directory or DataDirectory(place, config)       # the broker has ended meanwhile
+                    directory.replace(config)
+        finally:
+            if directory is not None:
+                directory.close()
+    if isinstance(asked, BrokerFailed):
+        raise asked
+    found = [log._replace(folder=str(logs / str(worker))) for worker, log in enumerate(found)]      # where they were copied to is gone
+    return Copied(str(backup), str(place), size, found, time.monotonic() - began)
+
+
+def has_data(place: Path) -> bool:
+    """Whether there is a data directory in which a broker has been. Raises BadArgument where there is anything else."""
+    if not os.path.lexists(place):
+        return False
+    if not place.is_dir():
+        raise BadArgument(f"{place} is no directory")
+    if not (place / FILE).exists():
+        strange = sorted(entry.name for entry in place.iterdir() if entry.name not in (LOCK, FILE + ".new", SOCKET, RESTORE, "lost+found"))
+        if strange:
+            raise BadArgument(f"{place} has no {FILE}, but holds {strange[0]!r}: it is no fastmq data directory")
+        return False
+    return (place / f"logs-{read_facts(place)['generation']}").exists()
+
+
+def _lock(place: Path, config: Config, replaces: bool) -> DataDirectory | None:
+    """The directory, or None where a broker has it and is to give it up for a moment."""
+    try:
+        return DataDirectory(place, config)
+    except BrokerFailed:
+        if replaces:
+            return None
+        raise
+
+
+def _bring(staged: Path, logs: Path, facts: dict[str, Any], progress: Progress | None) -> tuple[list[Examined], int]:
+    """Copy the backup into restore/, complete and synced: the logs, and the bytes that were written."""
+    (staged / RESTORE_LOGS).mkdir(mode=0o700)
+    found = copy_logs(logs, staged / RESTORE_LOGS, facts["workers"], progress)
+    write_facts(staged, facts)
+    sync_directory(staged.parent)
+    return found
+
+
+def _ask(place: Path, say: Callable[[str], None]) -> BrokerFailed | bool:
+    """Have the broker take what is in restore/, which is the broker's from now on: whatever happens here, it is not removed. False: there is
+    no broker."""
+    try:
+        return ask(place / SOCKET, say)
+    except (BrokerFailed, OSError) as error:
+        return error if isinstance(error, BrokerFailed) else BrokerFailed(f"the broker cannot be asked: {error}")
+
+
+def _give(folder: Path, place: Path) -> None:
+    """Root restores for the broker's user."""
+    owner = os.stat(place)
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    os.chown(folder, owner.st_uid, owner.st_gid)
+    for at, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            os.chown(os.path.join(at, name), owner.st_uid, owner.st_gid, follow_symlinks=False)
