@@ -53,7 +53,7 @@ cdef void write_checkpoint(Extents* x) noexcept nogil:
 
 
 cdef int lock_checkpoint(Extents* x) noexcept nogil:
-    """Keep backups from copying (storage/log_copy.py): a descriptor, to be closed. -EAGAIN: one is being made. Or -errno, as `put_checkpoint`."""
+    """Keep backups from copying (storage/log_copy.py): a descriptor, to be closed. -EAGAIN: one copies. Or -errno, as `put_checkpoint`."""
     cdef char[PATH_SIZE_MAX] path
     cdef int lock = -EINTR
     snprintf(path, PATH_SIZE_MAX, b"%s/checkpoint.lock", x.journal.folder)
