@@ -421,6 +421,8 @@ class Supervisor:
                 self.state = State.ENDED
             elif all(child.process is None for child in self.children):
                 self._restore()
+            else:
+                self._drain_began = time.monotonic()        # until those have ended, too
 
     # ---- a restore
 

@@ -9,6 +9,7 @@ A copier that is killed holds nothing back. Runs in the command line.
 """
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -63,17 +64,18 @@ def share_of(folder: str, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 
 def _open_lock(path: str, folder: str) -> int:
-    """A descriptor; -1 where nothing can be written, by a broker neither."""
+    """A descriptor; -1 where this user may write nothing, and so cannot be a running broker's: a backup that is kept read-only. (One who copies
+    a stranger's broker without it, and is unlucky, finds the copy damaged when it is checked.)"""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         pass
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        if os.access(folder, os.W_OK) or not os.statvfs(folder).f_flag & os.ST_RDONLY:
-            raise
-        return -1
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return -1
+        raise
     if os.geteuid() == 0:
         owner = os.stat(folder)
         os.fchown(lock, owner.st_uid, owner.st_gid)         # the worker opens it too
