@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ EXIT_STATUS = """\b
 Exit status: 0 done; 1 it could not be done, and nothing was changed or as
 the message says; 2 wrong usage; 130 stopped by Ctrl-C."""
 
+NICE = 10           # a backup gives way to the broker where both want a processor
+
 config_option = click.option("--config", "path", type=click.Path(), metavar="FILE", help="Settings in TOML, as for `fastmq serve`.")
 json_option = click.option("--json", "as_json", is_flag=True, help="What was copied as one JSON object.")
 
@@ -30,9 +33,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="What was cop
 def command(destination: str, data_dir: str | None, path: str | None, as_json: bool) -> None:
     """Copy the data directory of a broker, which may run, to a new directory DEST.
 
-    All that was confirmed before and is not consumed meanwhile is in it, with the queues, exchanges and bindings. The broker goes on at full
-    speed; its journals grow while they are copied. The copy is synced and checked before it has its name.
+    All that was confirmed before and is not consumed meanwhile is in it, with the queues, exchanges and bindings. The broker goes on, and has
+    at least half of the disk's time; its journals grow while they are copied. The copy is synced and checked before it has its name.
     """
+    os.nice(NICE)
     with progress_bar("backup") as progress, said_errors():
         copied = back_up(directory(data_dir, path), destination, progress)
     tell(copied, as_json)

@@ -121,7 +121,7 @@ def shared_generation(data: Path) -> Iterator[tuple[dict[str, Any], Path]]:
 
 
 def copy_logs(logs: Path, destination: Path, workers: int, progress: Progress | None,
-              wait_s: float = LOCK_WAIT_S) -> tuple[list[Examined], int]:
+              wait_s: float = LOCK_WAIT_S, pauses: bool = True) -> tuple[list[Examined], int]:
     """Copy the log of each worker, that of worker 0 last, and check the copies: what they are, and the bytes that were written."""
     missing = next((logs / str(worker) for worker in range(workers) if not (logs / str(worker)).is_dir()), None)
     if missing is not None:
@@ -137,6 +137,6 @@ def copy_logs(logs: Path, destination: Path, workers: int, progress: Progress | 
 
     for worker in reversed(range(workers)):
         (destination / str(worker)).mkdir(mode=0o700)
-        written += copy_log(str(logs / str(worker)), str(destination / str(worker)), copied, wait_s)
+        written += copy_log(str(logs / str(worker)), str(destination / str(worker)), copied, wait_s, pauses)
     sync_directory(destination)
     return [examine(str(destination / str(worker))) for worker in range(workers)], written

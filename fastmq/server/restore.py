@@ -41,7 +41,7 @@ def restore(source: str | os.PathLike[str], data_dir: str | os.PathLike[str], re
         directory = _lock(place, config, replaces)
         try:
             with new_folder(place / RESTORE):
-                found, size = _bring(place / RESTORE, logs, facts, progress)
+                found, size = _bring(place / RESTORE, logs, facts, progress, pauses=directory is None)
                 _give(place / RESTORE, place)
                 asked = directory is None and _ask(place, say)
                 if not asked:
@@ -80,10 +80,10 @@ def _lock(place: Path, config: Config, replaces: bool) -> DataDirectory | None:
         raise
 
 
-def _bring(staged: Path, logs: Path, facts: dict[str, Any], progress: Progress | None) -> tuple[list[Examined], int]:
+def _bring(staged: Path, logs: Path, facts: dict[str, Any], progress: Progress | None, pauses: bool) -> tuple[list[Examined], int]:
     """Copy the backup into restore/, complete and synced: the logs, and the bytes that were written."""
     (staged / RESTORE_LOGS).mkdir(mode=0o700)
-    found = copy_logs(logs, staged / RESTORE_LOGS, facts["workers"], progress)
+    found = copy_logs(logs, staged / RESTORE_LOGS, facts["workers"], progress, pauses=pauses)
     write_facts(staged, facts)
     sync_directory(staged.parent)
     return found

@@ -27,7 +27,8 @@ LOCK_WAIT_S = 60.0          # how long a checkpoint that is being written is wai
 LOCK_RETRY_S = 0.02
 LIST_TRIES = 100            # of a journal that changes while it is listed, or read
 PIECE_SIZE = 1 << 20
-SYNC_SIZE = 8 << 20         # bytes after which a copy is synced: the broker's own syncs do not wait behind a heap of it
+SYNC_SIZE = 1 << 20         # bytes after which a copy is synced: the broker's own syncs do not wait behind a heap of it
+PAUSE_MAX_S = 0.1           # after each sync as long a pause as it took: half of the disk's time is the broker's
 ZEROS = bytes(PIECE_SIZE)
 
 Progress = Callable[[int], None]
@@ -82,10 +83,11 @@ def _open_lock(path: str, folder: str) -> int:
     return lock
 
 
-def copy_log(source: str, destination: str, progress: Progress, wait_s: float = LOCK_WAIT_S) -> int:
+def copy_log(source: str, destination: str, progress: Progress, wait_s: float = LOCK_WAIT_S, pauses: bool = True) -> int:
     """Copy the log in `source` to `destination`, an empty folder; the bytes that were written.
 
-    `progress` is called with the bytes of each piece. Raises JournalDamaged, FastMQError and OSError; what was copied then is of no use.
+    `progress` is called with the bytes of each piece. `pauses`: leave a broker half of the disk's time. Raises JournalDamaged, FastMQError and
+    OSError; what was copied then is of no use.
     """
     with share_of(source, wait_s):
         checkpoint = Checkpoint(Files(), source)
@@ -93,12 +95,13 @@ def copy_log(source: str, destination: str, progress: Progress, wait_s: float = 
         end = end_of(source, names[-1], checkpoint.position) if names else 0
         done = 0
         if checkpoint:
-            done += copy_file(source, destination, "checkpoint", [(0, _size(source, "checkpoint"))], progress)
+            done += copy_file(source, destination, "checkpoint", [(0, _size(source, "checkpoint"))], progress, pauses)
         if checkpoint.extent_count:
             places = sorted((offset, offset + size) for _, offset, size, _ in checkpoint.places)
-            done += copy_file(source, destination, "extents", places, progress)
+            done += copy_file(source, destination, "extents", places, progress, pauses)
         for name in names:
-            done += copy_file(source, destination, name, [(0, end if name == names[-1] else _size(source, name))], progress)
+            ranges = [(0, end if name == names[-1] else _size(source, name))]
+            done += copy_file(source, destination, name, ranges, progress, pauses)
     _sync(destination, os.O_DIRECTORY)
     return done
 
@@ -158,7 +161,7 @@ def end_of(folder: str, name: str, position: int) -> int:
         return reader.offset
 
 
-def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, int]], progress: Progress) -> int:
+def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, int]], progress: Progress, pauses: bool) -> int:
     """Copy these ranges of a file, from (inclusive) and to; zeros and all else are a hole. The bytes that were written."""
     written = unsynced = 0
     with open(os.path.join(source, name), "rb", buffering=0) as old, _new_file(os.path.join(destination, name)) as new:
@@ -176,8 +179,10 @@ def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, 
                 at += len(piece)
                 progress(len(piece))
                 if unsynced >= SYNC_SIZE:
-                    os.fdatasync(new.fileno())
                     unsynced = 0
+                    began = time.monotonic()
+                    os.fdatasync(new.fileno())
+                    time.sleep(min(PAUSE_MAX_S, time.monotonic() - began) if pauses else 0)
         new.truncate(_size(source, name) if name.startswith("journal-") else ranges[-1][1])
         os.fsync(new.fileno())
     return written

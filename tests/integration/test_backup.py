@@ -10,6 +10,7 @@ import pytest
 from checker import Load
 from test_deaths import process
 from test_durability import Kept
+from test_failpoints import queue_on
 from waiting import wait_until
 
 import fastmq
@@ -118,6 +119,23 @@ def test_checkpoints_wait_for_a_backup_and_go_on_after_it(place, tmp_path):
         assert sum(log.extents for log in copied.logs) > 0
     with Kept(tmp_path / "copy", 1) as again, fastmq.connect(again.url) as mq:
         assert drain(mq, "long") == waiting
+
+
+def test_queue_declared_while_a_backup_is_made_has_what_its_copied_log_has(tmp_path):
+    with Kept(tmp_path / "data", 3) as place, fastmq.connect(place.url) as mq:
+        late = queue_on(1, 3)
+        bodies = []
+
+        def declare(done: int, total: int) -> None:
+            """While the log of worker 2 is copied: the topology must be copied behind that of worker 1."""
+            if not bodies:
+                bodies.extend(fill(mq, late, 10))
+
+        fill(mq, queue_on(2, 3), 1)
+        copied = back_up(place.data_dir, tmp_path / "copy", declare)
+        assert bodies and copied.logs[1].last > 0
+    with Kept(tmp_path / "copy", 3) as place, fastmq.connect(place.url) as mq:
+        assert drain(mq, late) == bodies
 
 
 def test_killed_backup_leaves_nothing_that_counts_and_holds_nothing_back(place, tmp_path):
