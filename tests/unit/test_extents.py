@@ -13,6 +13,7 @@ from conftest import LONG
 from disk import disk
 from disk.ageing import Ageing, state_after
 from disk.crashes import Wreckage
+from waiting import wait_until
 
 from fastmq.errors import FastMQError, JournalDamaged
 from fastmq.storage import failpoints
@@ -141,8 +142,7 @@ def test_checkpoint_waits_while_a_backup_shares_the_log_and_nothing_else_does(st
         assert disk().extent_write(store.log, number, bytes(1000))
         store.append()
         store.wait(len(store.entries))
-    while store.log.extent_pending:
-        store.wait_for_news()
+    wait_until(lambda: disk().look(store.log) and not store.log.extent_pending, what="the extents are written")     # which rings no bell
     assert disk().extent_read(store.log, 1005)
     while (found := disk().extent_next(store.log)) is None:
         store.wait_for_news()
