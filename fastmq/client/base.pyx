@@ -2,12 +2,12 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
-from fastmq.client.connection cimport IMPATIENT, WAITED, WAITED_CLOSED, Connection
+from fastmq.client.connection cimport IMPATIENT, WAITED, WAITED_CLOSED, WAITED_TIMEOUT, WIDE_NS, Connection
 from fastmq.client.core cimport ClientCore
 from fastmq.client.deliveries cimport run_exchange
 from fastmq.client.events cimport EventsCore
 from fastmq.client.message cimport Message, message_next, text_of
-from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP
+from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP, WAIT_WIDE
 from fastmq.client.posix cimport clock_ns
 from fastmq.client.properties cimport properties_of
 from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_due, publishes_gathered
@@ -125,7 +125,8 @@ cdef class ClientBase:
         cdef uint64_t deadline = NEVER if timeout is None else clock_ns() + <uint64_t> (max(0.0, timeout) * 1e9)
         cdef uint64_t sequence
         cdef uint64_t size = len(key) + len(body) + 12 + (len(properties) if properties is not None else 0)
-        cdef int waited
+        cdef uint64_t wide
+        cdef int waited = WAITED_TIMEOUT
         while True:
             self._raise_if_full_of_failures()
             self._commands.lock()
@@ -133,6 +134,11 @@ cdef class ClientBase:
                 &self.core.publishes, name, <uint8_t> len(name), <uint8_t> flags, key, <uint8_t> len(key),
                 <const char*> properties if properties is not None else NULL, len(properties) if properties is not None else 0,
                 <const char*> body, <uint32_t> len(body))
+            if sequence and waited == WAITED and not publishes_gathered(&self.core.publishes):
+                self._commands.linger()         # who has filled the window goes on: not one message by itself
+                self._commands.published_ns = clock_ns()
+                self._commands.unlock()
+                return sequence
             self._commands.unlock()
             if sequence == PUBLISH_NO_MEMORY:
                 raise MemoryError("there is no memory for this message")
@@ -140,7 +146,10 @@ cdef class ClientBase:
                 self._commands.push()
             if sequence:
                 return sequence
-            waited = self._commands.wait_for(WAIT_ROOM, size, deadline)
+            wide = clock_ns() + WIDE_NS         # one at a time, each would be a batch of its own
+            waited = WAITED_TIMEOUT if deadline <= wide else self._commands.wait_for(WAIT_WIDE, size, wide)
+            if waited == WAITED_TIMEOUT:
+                waited = self._commands.wait_for(WAIT_ROOM, size, deadline)
             if waited != WAITED:
                 self._commands.fail(waited, "earlier messages were not taken in time, so the window stayed full; nothing was published")
 

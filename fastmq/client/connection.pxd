@@ -17,6 +17,7 @@ cdef enum:
     READS_MAX = 8                           # recv calls under one lock
     OUT_KEPT_MAX = 1048576                  # sent bytes above which the rest of `out` is moved to its front
     LINGER_NS = 500000                      # that a batch or settlement may wait for more
+    WIDE_NS = 1000000                       # that a publish which found the window full waits at most for more room than its own
     COMPANY_NS = 200000                     # after a publish was sent: the next is likely to be followed by more, and waits for them
     SLACK_NS = 100000                       # by which the helper may be late
     REARM_NS = 20000000                     # after a caller's last read until the helper reads

@@ -9,8 +9,8 @@ from fastmq.client.deliveries cimport (
 )
 from fastmq.client.peer cimport BREAK_NO_MEMORY, BREAK_PROTOCOL, BREAK_SESSION
 from fastmq.client.publishes cimport (
-    PUBLISH_NO_MEMORY, publishes_add, publishes_advance, publishes_confirm, publishes_detach, publishes_floor,
-    publishes_refuse, publishes_restart, publishes_sent_up_to,
+    BATCH_RECORDS_MAX, PUBLISH_NO_MEMORY, WINDOW_BATCHES, publishes_add, publishes_advance, publishes_confirm, publishes_detach,
+    publishes_floor, publishes_refuse, publishes_restart, publishes_sent_up_to,
 )
 from fastmq.client.requests cimport (
     REQUEST_DONE, REQUEST_FAILED, REQUEST_WAITING, Request, request_fail, request_write, requests_find, requests_remove,
@@ -126,6 +126,7 @@ cdef class ClientCore(Session):
         buffer_add(&self.endpoint, endpoint, endpoint_size)
         self.publishes.limit_messages = messages
         self.publishes.limit_bytes = size
+        self.publishes.batch_messages = max(1, min(messages // WINDOW_BATCHES, BATCH_RECORDS_MAX))
         self.begin_incarnation(messages, size, now)
         self.flush_before(now)                          # what was published before it was asked goes before it
         request = self.requests.first

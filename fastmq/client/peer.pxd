@@ -33,7 +33,8 @@ cpdef enum Break:
 cdef enum Wait:
     WAIT_UP = 1                             # the session, or the handshake of an events connection, is agreed
     WAIT_REQUEST = 2                        # a request's number: it has its answer
-    WAIT_ROOM = 3                           # bytes of a record: the window takes it
+    WAIT_ROOM = 3                           # bytes of a record: the window takes it,
+    WAIT_WIDE = 11                          # and a batch more
     WAIT_OUTCOME = 4                        # a sequence: it and those before it have outcomes
     WAIT_RUN = 5                            # a consumer's number: a run waits, or none will come
     WAIT_CONSUMING = 6                      # a consumer's number: CONSUME has its answer

@@ -18,6 +18,7 @@ from fastmq.wire.zmtp cimport Zmtp
 cdef enum:
     BATCH_SIZE_MAX = 65536              # bytes of records above which a batch is complete
     BATCH_RECORDS_MAX = 1000
+    WINDOW_BATCHES = 4                  # a batch is at most this part of the window, so that one is on its way while the next fills
     ATTACHED_MIN = 65536                # bytes of records that are sent from where they lie instead of being copied
     FAILURES_MAX = 10000                # failures kept for the next flush; above them publishing stops until they are reported
     FAILURE_TEXT_MAX = 1024             # bytes kept of a refusal's text
@@ -60,6 +61,7 @@ cdef struct Publishes:
     uint64_t outstanding                # sent in this incarnation and without an outcome
     uint64_t window_messages            # that may be sent in this incarnation, in all
     uint64_t window_bytes
+    uint64_t batch_messages             # that are sent whatever is in flight, and that are waited for while the window is full
     uint64_t limit_messages             # that may be open while there is no session: the first window
     uint64_t limit_bytes
     bint ready                          # the session is agreed: batches may be sent
@@ -78,6 +80,7 @@ cdef struct Publishes:
 cdef void publishes_init(Publishes* p) noexcept nogil
 cdef void publishes_free(Publishes* p) noexcept nogil
 cdef bint publishes_room(Publishes* p, uint64_t size) noexcept nogil            # whether a record of `size` bytes may be published now
+cdef bint publishes_wide(Publishes* p, uint64_t size) noexcept nogil            # whether a batch would find room too
 cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange_size, uint8_t flags, const char* key, uint8_t key_size,
                             const void* properties, uint32_t properties_size, const void* body, uint32_t body_size) noexcept nogil
 cdef uint64_t publishes_floor(Publishes* p) noexcept nogil                      # the lowest sequence without an outcome
@@ -97,7 +100,7 @@ cdef inline Batch* publishes_last(Publishes* p) noexcept nogil:
 
 cdef inline bint publishes_gathered(Publishes* p) noexcept nogil:
     """Whether enough has gathered to be sent whatever is in flight."""
-    return p.unsent_bytes >= BATCH_SIZE_MAX or p.unsent_messages >= BATCH_RECORDS_MAX
+    return p.unsent_bytes >= BATCH_SIZE_MAX or p.unsent_messages >= p.batch_messages
 
 
 cdef inline bint publishes_due(Publishes* p) noexcept nogil:

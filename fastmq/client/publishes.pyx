@@ -19,6 +19,7 @@ cdef enum:
 cdef void publishes_init(Publishes* p) noexcept nogil:
     memset(p, 0, sizeof(Publishes))
     p.next_seq = 1
+    p.batch_messages = BATCH_RECORDS_MAX
 
 
 cdef void publishes_free(Publishes* p) noexcept nogil:
@@ -41,6 +42,11 @@ cdef bint publishes_room(Publishes* p, uint64_t size) noexcept nogil:
         return (p.sent_messages + p.unsent_messages < p.window_messages
                 and p.sent_bytes + p.unsent_bytes + size <= p.window_bytes)
     return p.open_messages < p.limit_messages and p.open_bytes + size <= p.limit_bytes
+
+
+cdef bint publishes_wide(Publishes* p, uint64_t size) noexcept nogil:
+    return publishes_room(p, size) and (
+        not p.ready or p.open_messages == 0 or p.window_messages - p.sent_messages - p.unsent_messages >= p.batch_messages)
 
 
 cdef inline uint32_t str_head(uint32_t size) noexcept nogil:

@@ -8,9 +8,11 @@ from fastmq.client.deliveries cimport (
 )
 from fastmq.client.peer cimport (
     BREAK_NO_MEMORY, BREAK_PROTOCOL, FRAME_SIZE_IN_MAX, WAIT_CLOSED, WAIT_CONSUMING, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_RUN,
-    WAIT_UP, Peer,
+    WAIT_UP, WAIT_WIDE, Peer,
 )
-from fastmq.client.publishes cimport publishes_detach, publishes_floor, publishes_free, publishes_init, publishes_room, publishes_write
+from fastmq.client.publishes cimport (
+    publishes_detach, publishes_floor, publishes_free, publishes_init, publishes_room, publishes_wide, publishes_write,
+)
 from fastmq.client.requests cimport (
     REQUEST_WAITING, Request, request_fail, request_write, requests_find, requests_free, requests_init, requests_new, requests_remove,
 )
@@ -168,6 +170,8 @@ cdef class Session(Peer):
             return what == WAIT_RUN and c.first != NULL or what == WAIT_CONSUMING and c.phase != CONSUMER_STARTING
         if what == WAIT_ROOM:
             return publishes_room(&self.publishes, which)
+        if what == WAIT_WIDE:
+            return publishes_wide(&self.publishes, which)
         if what == WAIT_OUTCOME:
             return self.publishes.head == self.publishes.tail or publishes_floor(&self.publishes) > which
         if what == WAIT_REQUEST:
