@@ -89,6 +89,8 @@ cdef inline int replay_take(ShardState* s, const uint8_t* at, size_t size) noexc
     names = (<size_t> change.exchange_size + 7) & ~<size_t> 7
     if size - sizeof(ChangeTake) < <size_t> change.queues * 8 + names + change.records_size or change.sid == 0:
         return -1
+    if change.count == 0 or change.first_seq + change.count < change.first_seq:
+        return -1
     queues = <const uint64_t*> (change + 1)
     for i in range(change.queues):
         if queue_find(s, queues[i]) == NULL:

@@ -86,6 +86,12 @@ def test_kind_that_is_not_for_a_shard_is_refused() -> None:
             busy().send(kind, bytes(64))
 
 
+def test_record_of_a_publish_without_messages_is_refused() -> None:
+    take = struct.pack("=QQQQIIII", 11, 0, 1, 1000, 0, 0, 0, 0)
+    with pytest.raises(BadRecord):
+        Shard(SHARD, EPOCH, **TINY).apply(struct.pack("=IHH", len(take), 5, 0) + take)
+
+
 @given(st.data())
 @settings(max_examples=int(os.environ.get("FASTMQ_EXAMPLES", "1000")), deadline=None)
 def test_damaged_records_are_refused_or_applied_without_a_crash(data: st.DataObject) -> None:
