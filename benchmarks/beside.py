@@ -53,9 +53,9 @@ class Workers:
         return trips(*self.sides(count))
 
     def pid(self) -> int:
-        """Of the second worker."""
+        """Of the second worker; 0 while there is none."""
         rows = self.broker.client.status()["processes"]
-        return int(next(row["pid"] for row in rows if (row["role"], row["index"]) == ("worker", 1)))
+        return next((row["pid"] for row in rows if (row["role"], row["index"]) == ("worker", 1)), 0) or 0
 
 
 # ---- a worker recovers
@@ -67,7 +67,7 @@ def beside_recovery(workers: Workers, count: int) -> Figures:
     killed = workers.pid()
     with together(ping, pong) as started:
         os.kill(killed, signal.SIGKILL)
-        wait(lambda: workers.pid() != killed, "another worker in its place", interval=POLL_S)
+        wait(lambda: workers.pid() not in (0, killed), "another worker in its place", interval=POLL_S)
         wait(lambda: workers.broker.messages() >= count, f"{count} messages to be recovered", TIMEOUT_S, POLL_S)
         seconds = monotonic() - started
         ping.end()
