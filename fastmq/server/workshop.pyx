@@ -183,7 +183,7 @@ cdef class Workshop:
 
     cdef bint turn(self, int64_t now_ns, int64_t now_ms) noexcept nogil:
         """Read, handle, deliver, send, ring. True: there may be more to do at once."""
-        cdef bint busy, more = False
+        cdef bint busy, alone, more = False
         cdef uint32_t shard
         cdef int i
         self.now_ns = now_ns
@@ -207,10 +207,13 @@ cdef class Workshop:
                 more = self.checkpointer.turn(now_ns) or more
                 if self.checkpointer.failed:
                     self.fail()
-            if self.log.appended != self.log.submitted and not (not more and self.write_log_here()):
+            alone = not more and self.log.appended != self.log.submitted and self.write_log_here()
+            if self.log.appended != self.log.submitted:
                 self.submit_log()
             self.send()
-        return (busy or more) and not self.failed
+            if alone:
+                self.log.write_news()
+        return (busy or more or self.touched.count != 0) and not self.failed     # what the log has by now may have touched shards
 
     cdef void send(self) noexcept nogil:
         """Outcomes behind the deliveries, which somebody is more likely to wait for; then the bells."""

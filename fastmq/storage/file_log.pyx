@@ -15,8 +15,8 @@ from fastmq.storage.extents cimport (
 )
 from fastmq.storage.files cimport FileCalls, open_file, read_all, write_all
 from fastmq.storage.journal cimport (
-    SPARES_MAX, Segment, Spare, journal_append, journal_checkpointed, journal_start, journal_stop, journal_submit, journal_trim,
-    journal_write_here,
+    SPARES_MAX, Segment, Spare, journal_append, journal_checkpointed, journal_news_here, journal_start, journal_stop, journal_submit,
+    journal_trim, journal_write_here,
 )
 from fastmq.storage.journal_reader cimport JournalReader, SegmentFile
 from fastmq.storage.keeper cimport keep_house
@@ -106,6 +106,9 @@ cdef class FileLog(Log):
             return False
         self.submitted = self.appended
         return True
+
+    cdef void write_news(self) noexcept nogil:
+        journal_news_here(&self.journal)
 
     cdef uint64_t look(self) noexcept nogil:
         cdef uint64_t rung = atomic_load(&self.journal.rung)

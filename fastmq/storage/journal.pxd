@@ -101,6 +101,7 @@ cdef struct Journal:
 cdef bint journal_append(Journal* j, uint32_t shard, const uint8_t* data, size_t size) noexcept nogil
 cdef void journal_submit(Journal* j) noexcept nogil
 cdef bint journal_write_here(Journal* j) noexcept nogil
+cdef void journal_news_here(Journal* j) noexcept nogil
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil
 cdef int journal_start(Journal* j, void* (*keep_house)(void*) noexcept nogil) noexcept nogil
 cdef void journal_stop(Journal* j) noexcept nogil

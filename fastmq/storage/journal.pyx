@@ -97,6 +97,21 @@ cdef bint journal_write_here(Journal* j) noexcept nogil:
     return mine
 
 
+cdef void journal_news_here(Journal* j) noexcept nogil:
+    """What the writer does when it has nothing else to do, which it does not know of where this thread wrote."""
+    cdef bint mine
+    pthread_mutex_lock(&j.lock)
+    mine = (j.idle and j.mark == 0 and j.failure.error == 0 and j.known < j.durable and j.fd >= 0
+            and j.offset + sizeof(BatchHead) <= j.segment.size)
+    j.lent = mine
+    pthread_mutex_unlock(&j.lock)
+    if mine:
+        write_news(j)
+        pthread_mutex_lock(&j.lock)
+        j.lent = False
+        pthread_mutex_unlock(&j.lock)
+
+
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil:
     pthread_mutex_lock(&j.lock)
     if position > j.trimmed:

@@ -3,7 +3,7 @@
 # Owns: the interface, and the log that keeps nothing (`Log` itself; the file one is storage/file_log.pxd). Rules: an entry is copied into the
 # batch that fills; one batch is in flight at a time, and the next one fills meanwhile; a failed write or sync is never tried again: the owner
 # ends, and recovers from what is there; what was `durable` is read again after any death. All calls come from the worker's one thread, without
-# the GIL but for those that Python makes, and none of them waits for a disk but `open`, `read` and `close`.
+# the GIL but for those that Python makes, and none of them waits for a disk but `open`, `read`, `close` and `write_here`.
 #
 #     append, append, ... -> [ batch that fills ] --submit--> [ batch in flight ] --journal thread: write, sync--> durable, fileno readable
 #
@@ -87,6 +87,7 @@ cdef class Log:
     cdef bint append(self, uint32_t shard, const uint8_t* records, size_t size) noexcept nogil
     cdef void submit(self) noexcept nogil
     cdef bint write_here(self) noexcept nogil
+    cdef void write_news(self) noexcept nogil
     cdef uint64_t look(self) noexcept nogil
     cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil
     cdef bint extent_read(self, uint64_t number) noexcept nogil

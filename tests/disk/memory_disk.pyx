@@ -270,10 +270,13 @@ def submit(log: Log) -> None:
     log.submit()
 
 
-def write_here(log: FileLog) -> bool:
+def write_here(log: FileLog, news: bool = True) -> bool:
     """The caller writes the batch himself, if the writer has nothing to do: its syncs count as quick."""
     (<FileLog> log).journal.quick = QUICK_COUNT
-    return log.write_here()
+    done = log.write_here()
+    if done and news:
+        log.write_news()
+    return done
 
 
 def look(log: Log) -> int:

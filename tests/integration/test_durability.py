@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 
 import pytest
 from checker import Load
@@ -257,3 +258,20 @@ def test_stopped_broker_says_which_messages_were_never_delivered(kept):
     assert [message.redelivered for message in found[:3]] == [True] * 3
     assert not any(message.redelivered for message in found[50:])
     assert seen == [b"0", b"1", b"2"]
+
+
+def test_chain_of_one_message_at_a_time_never_waits_for_a_tick(tmp_path):
+    """The consumer publishes the next message, then acknowledges: what the log has by then must be delivered at once, not a second later."""
+    slow, last = 0, time.monotonic()
+    with fastmq.Broker(workers=1, data_dir=tmp_path / "data") as broker, fastmq.connect(broker.url) as mq:
+        mq.declare_queue("chain")
+        mq.publish("chain", b"0")
+        mq.flush()
+        with mq.consume("chain", prefetch=1) as messages:
+            for number, message in zip(range(1, 151), messages, strict=False):
+                now = time.monotonic()
+                slow += now - last > 0.8
+                last = now
+                mq.publish("chain", b"%d" % number)
+                message.ack()
+    assert slow < 3, f"{slow} of 150 deliveries took 0.8 s or more"

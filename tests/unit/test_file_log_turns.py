@@ -3,10 +3,12 @@
 import errno
 import random
 
+import pytest
 from disk import disk
 from disk.crashes import Writer
 from waiting import wait_until
 
+from fastmq.errors import JournalDamaged
 from fastmq.storage.file_log import FileLog
 
 LARGE = 1_000_000
@@ -37,6 +39,23 @@ def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
     assert again.open(2) == 200
     assert [data for _, _, data in again.read()] == [b"first", *(b"entry %d" % position for position in range(2, 200)), bytes(10_000)]
     again.close()
+
+
+def test_damage_to_the_batch_that_the_worker_wrote_last_is_no_tear():
+    files = disk().MemoryDisk()
+    log = FileLog("/log", files=files, segment_size=65536, needs_checkpoint=False)
+    log.open(1)
+    disk().append(log, 0, b"first")
+    disk().submit(log)
+    wait_until(lambda: disk().look(log) == 1, what="the first entry to be durable")
+    write_here(log, b"the last")
+    paths = files.contents()
+    log.close()
+    (name,) = (path for path in paths if "journal" in path)
+    at = paths[name].index(b"the last")
+    paths[name] = paths[name][:at] + b"T" + paths[name][at + 1:]
+    with pytest.raises(JournalDamaged):
+        FileLog("/log", files=disk().MemoryDisk(paths), segment_size=65536, needs_checkpoint=False).open(2)
 
 
 def test_failed_sync_of_the_worker_itself_ends_the_log():
