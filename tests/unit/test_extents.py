@@ -273,6 +273,7 @@ def test_without_room_extents_are_refused_and_the_journal_goes_on(store):
         store.wait_for_news()
     store.append()
     store.wait(len(store.entries))
+    wait_until(lambda: store.look() or store.refused, what="the extent to be refused")
     assert store.refused == 1 and not store.log.failed
     assert store.checkpoint()
     store.wait_quiet()
@@ -316,7 +317,7 @@ def test_failpoint_is_reached_and_keeps_what_was_told(tmp_path, name):
     tests = Path(__file__).parents[1]
     disk()
     folder = str(tmp_path / "log")
-    child = subprocess.run([sys.executable, "-c", CHILD, folder, str(tests), str(tests / "unit")], capture_output=True, text=True,
+    child = subprocess.run([sys.executable, "-P", "-c", CHILD, folder, str(tests), str(tests / "unit")], capture_output=True, text=True,
                            env=os.environ | {"FASTMQ_FAILPOINT": f"{name}:2"}, timeout=60)
     assert child.returncode == -signal.SIGKILL, child.stderr
     lines = [line.split() for line in child.stdout.split("\n")[:-1]]

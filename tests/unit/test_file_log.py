@@ -162,7 +162,7 @@ while True:
 def test_failpoint_is_reached_and_keeps_what_was_told(folder, name, hits):
     tests = Path(__file__).parents[1]
     disk()
-    child = subprocess.run([sys.executable, "-c", CHILD, folder, str(tests), str(tests / "unit")], capture_output=True, text=True,
+    child = subprocess.run([sys.executable, "-P", "-c", CHILD, folder, str(tests), str(tests / "unit")], capture_output=True, text=True,
                            env=os.environ | {"FASTMQ_FAILPOINT": f"{name}:{hits}"}, timeout=60)
     assert child.returncode == -signal.SIGKILL, child.stderr
     told = int(child.stdout.split("\n")[:-1][-1]) if "\n" in child.stdout else 0

@@ -144,7 +144,7 @@ def test_no_wake_up_is_lost_between_processes(ring_size):
     memfd, bell_frontend, bell_worker = make_link_fds(ring_size)
     link = Link.open(memfd, bell_frontend, bell_worker, False)
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(memfd), str(bell_worker), str(bell_frontend), str(count)],
+        [sys.executable, "-P", "-c", CHILD, str(memfd), str(bell_worker), str(bell_frontend), str(count)],
         pass_fds=[memfd, bell_frontend, bell_worker],
     )
     rnd, sent, back = random.Random(3), 0, 0
