@@ -92,6 +92,9 @@ class Ageing(Writer):
             self.entries.append(entry)
             assert self.kinds.append(self.log, *entry)
         self.kinds.submit(self.log)
+        self.hear_of_refusals()
+
+    def hear_of_refusals(self) -> None:
         while (found := self.kinds.extent_next(self.log)) is not None:
             number, _, error = found
             assert error == 28, found
