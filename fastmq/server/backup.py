@@ -15,6 +15,7 @@ directory, and is removed by the next one. Runs in the command line.
 """
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -73,10 +74,37 @@ def back_up(source: str | os.PathLike[str], destination: str | os.PathLike[str],
     return Copied(str(data), str(place), size, found, time.monotonic() - began)
 
 
+class Folder:
+    """One that is written to, and its lock."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path, self._lock = path, lock
+        self.ours = True            # to be removed if what is written is not completed
+
+    def empty(self) -> None:
+        """Remove what is in it, broker.json first: a broker takes it no more (DataDirectory.take). If it took it before, nothing is there."""
+        try:
+            found = os.stat(self.path, follow_symlinks=False)
+            if not os.path.samestat(found, os.fstat(self._lock)):
+                return                              # another, of this name
+            (self.path / FILE).unlink(missing_ok=True)
+            entries = list(self.path.iterdir())
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """It, too."""
+        with contextlib.suppress(OSError):
+            self.empty()
+            self.path.rmdir()
+
+
 @contextmanager
-def new_folder(path: Path) -> Iterator[None]:
-    """Make a folder for a copy, locked, and remove it if that fails. One that a killed copier left is emptied first: it is nobody's, and has
-    nothing in it but logs and broker.json."""
+def new_folder(path: Path) -> Iterator[Folder]:
+    """Make a folder for a copy, locked, and remove it if that fails, as long as it is `ours`. One that a killed copier left is emptied
+    first: it is nobody's, and has nothing in it but logs and broker.json."""
     names = os.listdir(path) if path.is_dir() else [path.name] * os.path.lexists(path)
     strange = sorted(name for name in names if name not in (FILE, FILE + ".new") and not name.startswith("logs"))
     if strange:
@@ -88,12 +116,15 @@ def new_folder(path: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FastMQError(f"{path} is being written by another process", "busy") from None
-        for entry in path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        folder = Folder(path, lock)
+        folder.empty()
+        if not path.exists():
+            raise FastMQError(f"{path} was taken by a broker just then; try again", "busy")
         try:
-            yield
+            yield folder
         except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
+            if folder.ours:
+                folder.remove()
             raise
     finally:
         os.close(lock)

@@ -9,9 +9,12 @@ supervisor.
         logs-GENERATION/INDEX/  the log of one worker (storage/file_log.pxd); another number of workers begins another generation, and so
                                 does what is restored
         socket                  where a running broker is asked to restore (server/restore_port.py)
-        restore/                what is to be restored, while it is being brought here: logs/INDEX/, and broker.json when it is complete
+        restore/                what is to be restored, while it is being brought here: logs/INDEX/, and broker.json when it is complete; locked
+                                by who brings it
+        restoring/              the same, taken by who has DIR: nobody else touches it under this name
 
-A restore takes effect at one moment, as a change of workers does: the logs get a name in DIR, then broker.json is renamed over the old one.
+A restore is taken at one moment, the renaming to restoring/, and takes effect at one, as a change of workers does: the logs get a name in DIR,
+then broker.json is renamed over the old one. Who removes or empties restore/ unlinks its broker.json first: then it is not taken any more.
 Whatever is killed before, the old logs count and a start removes what came of the restore; afterwards the restored ones count.
 """
 from __future__ import annotations
@@ -30,7 +33,9 @@ FORMAT = 1                      # of the directory; a broker reads no other
 EPOCHS_AHEAD = 1024             # given out before broker.json is written again
 EPOCHS_RESTORED = 65536         # more of them than a broker can have given out since its backup was made
 LOCK, FILE, SOCKET = "lock", "broker.json", "socket"
-RESTORE, RESTORE_LOGS = "restore", "logs"
+RESTORE, RESTORE_LOGS, TAKEN = "restore", "logs", "restoring"
+
+UNCOUNTED = {LOCK, FILE + ".new", SOCKET, RESTORE, TAKEN, "lost+found"}      # of names in what is no data directory yet
 
 
 def default_data_dir() -> str:
@@ -59,10 +64,12 @@ class DataDirectory:
             os.close(self._lock)
             raise
         self.moved_from: int | None = None          # generation of the logs to be read, where the workers are others than last time
+        self._taken: dict[str, Any] | None = None   # broker.json of restoring/
         self._workers = config.workers
         self._look_at_workers()
         if not is_locked(self.path / RESTORE):      # else somebody brings it here now, and will ask
             shutil.rmtree(self.path / RESTORE, ignore_errors=True)
+        shutil.rmtree(self.path / TAKEN, ignore_errors=True)
         self._sweep()
 
     @property
@@ -98,32 +105,50 @@ class DataDirectory:
         self.moved_from = None
         self._sweep()
 
-    def staged(self, config: Config) -> dict[str, Any]:
-        """What is complete in restore/. Raises BadArgument where there is nothing, or `config` does not fit it."""
-        facts = read_facts(self.path / RESTORE)
-        _check_shards(self.path / RESTORE, facts, config)
-        return facts
+    def take(self, config: Config) -> None:
+        """Take what lies complete in restore/: from now on nobody else reaches it.
+
+        Raises BadArgument where there is nothing complete, or `config` does not fit it, and OSError; then nothing is taken.
+        """
+        _check_shards(self.path / RESTORE, read_facts(self.path / RESTORE), config)
+        taken = self.path / TAKEN
+        shutil.rmtree(taken, ignore_errors=True)
+        os.rename(self.path / RESTORE, taken)
+        try:
+            facts = read_facts(taken)               # again: it may have been given up, or be another, just before it was renamed
+            _check_shards(taken, facts, config)
+        except Exception:
+            shutil.rmtree(taken, ignore_errors=True)
+            raise
+        self._taken = facts
 
     def replace(self, config: Config) -> None:
-        """What lies complete in restore/ becomes what this directory is; what was here before goes when that is durable.
+        """What was taken, or lies complete in restore/, becomes what this directory is; what was here before goes when that is durable.
 
         Raises BadArgument where there is nothing complete, or `config` does not fit it, and OSError; then the old data counts.
         """
-        staged = self.path / RESTORE
-        facts = self.staged(config)
-        generations = [int(entry.name[5:]) for entry in self.path.glob("logs-*") if entry.name[5:].isdigit()]
-        generation = max(self._facts["generation"], *generations, 0) + 1
-        os.rename(staged / RESTORE_LOGS, self.path / f"logs-{generation}")
-        sync_directory(staged)
-        sync_directory(self.path)
-        from fastmq.storage import failpoints
+        if self._taken is None:
+            self.take(config)
+        assert self._taken is not None
+        taken, facts = self.path / TAKEN, self._taken
+        self._taken = None
+        try:
+            generations = [int(entry.name[5:]) for entry in self.path.glob("logs-*") if entry.name[5:].isdigit()]
+            generation = max(self._facts["generation"], *generations, 0) + 1
+            os.rename(taken / RESTORE_LOGS, self.path / f"logs-{generation}")
+            sync_directory(taken)
+            sync_directory(self.path)
+            from fastmq.storage import failpoints
 
-        failpoints.hit("before_restore")
-        self._write(facts | {"generation": generation, "epoch": max(self._facts["epoch"], facts["epoch"]) + EPOCHS_RESTORED})
+            failpoints.hit("before_restore")
+            self._write(facts | {"generation": generation, "epoch": max(self._facts["epoch"], facts["epoch"]) + EPOCHS_RESTORED})
+        except Exception:
+            shutil.rmtree(taken, ignore_errors=True)        # the logs in DIR go with the next sweep
+            raise
         failpoints.hit("after_restore")
         self._epoch = self._facts["epoch"]
         self._look_at_workers()
-        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(taken, ignore_errors=True)
         self._sweep()
 
     def next_epoch(self) -> int:
@@ -170,7 +195,7 @@ class DataDirectory:
 
     def _make(self, config: Config) -> dict[str, Any]:
         """A new directory; one that holds anything else is not made one."""
-        others = sorted({entry.name for entry in self.path.iterdir()} - {LOCK, FILE + ".new", SOCKET, RESTORE, "lost+found"})
+        others = sorted({entry.name for entry in self.path.iterdir()} - UNCOUNTED)
         if others:
             raise BadArgument(f"setting data_dir: {self.path} has no {FILE}, but holds {others[0]!r}: it is no fastmq data directory")
         self._write({"format": FORMAT, "shards": config.shards, "workers": config.workers, "generation": 1, "key": os.urandom(16).hex(),

@@ -2,7 +2,8 @@
 
 Owns: the folder restore/ in that directory until a broker is asked to take it, and without a broker the directory's lock. Rules: the backup is
 checked before anything is changed, and the copy again; what the directory was counts until the copy is complete and synced (data_directory.py
-says how it comes to count). Runs in the command line; a running broker does the last step itself (server/restore_port.py).
+says how it comes to count); once a broker is asked, nothing is removed unless it did not take it. Runs in the command line; a running broker
+does the last step itself (server/restore_port.py).
 """
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from typing import Any
 
 from fastmq.config import Config
 from fastmq.errors import BadArgument, BrokerFailed
-from fastmq.server.backup import Copied, Progress, copy_logs, new_folder, shared_generation
-from fastmq.server.data_directory import FILE, LOCK, RESTORE, RESTORE_LOGS, SOCKET, DataDirectory, read_facts, sync_directory, write_facts
-from fastmq.server.restore_port import ask
+from fastmq.server.backup import Copied, Folder, Progress, copy_logs, new_folder, shared_generation
+from fastmq.server.data_directory import FILE, RESTORE, RESTORE_LOGS, SOCKET, UNCOUNTED, DataDirectory, read_facts, sync_directory, write_facts
+from fastmq.server.restore_port import NotTaken, ask
 from fastmq.storage.repair import Examined, examine
 
 
@@ -40,18 +41,15 @@ def restore(source: str | os.PathLike[str], data_dir: str | os.PathLike[str], re
         config = Config(workers=facts["workers"])
         directory = _lock(place, config, replaces)
         try:
-            with new_folder(place / RESTORE):
+            with new_folder(place / RESTORE) as staged:
                 found, size = _bring(place / RESTORE, logs, facts, progress, pauses=directory is None)
                 _give(place / RESTORE, place)
-                asked = directory is None and _ask(place, say)
-                if not asked:
+                if directory is not None or not _ask(place, say, staged):
                     directory = directory or DataDirectory(place, config)       # the broker has ended meanwhile
                     directory.replace(config)
         finally:
             if directory is not None:
                 directory.close()
-    if isinstance(asked, BrokerFailed):
-        raise asked
     found = [log._replace(folder=str(logs / str(worker))) for worker, log in enumerate(found)]      # where they were copied to is gone
     return Copied(str(backup), str(place), size, found, time.monotonic() - began)
 
@@ -63,7 +61,7 @@ def has_data(place: Path) -> bool:
     if not place.is_dir():
         raise BadArgument(f"{place} is no directory")
     if not (place / FILE).exists():
-        strange = sorted(entry.name for entry in place.iterdir() if entry.name not in (LOCK, FILE + ".new", SOCKET, RESTORE, "lost+found"))
+        strange = sorted(entry.name for entry in place.iterdir() if entry.name not in UNCOUNTED)
         if strange:
             raise BadArgument(f"{place} has no {FILE}, but holds {strange[0]!r}: it is no fastmq data directory")
         return False
@@ -89,13 +87,16 @@ def _bring(staged: Path, logs: Path, facts: dict[str, Any], progress: Progress |
     return found
 
 
-def _ask(place: Path, say: Callable[[str], None]) -> BrokerFailed | bool:
-    """Have the broker take what is in restore/, which is the broker's from now on: whatever happens here, it is not removed. False: there is
-    no broker."""
+def _ask(place: Path, say: Callable[[str], None], staged: Folder) -> bool:
+    """Have the broker take what is in restore/. False: there is no broker. Whatever else ends this, it may be the broker's."""
+    staged.ours = False
     try:
-        return ask(place / SOCKET, say)
-    except (BrokerFailed, OSError) as error:
-        return error if isinstance(error, BrokerFailed) else BrokerFailed(f"the broker cannot be asked: {error}")
+        asked = ask(place / SOCKET, say)
+    except NotTaken:
+        staged.ours = True
+        raise
+    staged.ours = not asked
+    return asked
 
 
 def _give(folder: Path, place: Path) -> None:

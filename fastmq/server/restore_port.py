@@ -1,9 +1,10 @@
 """How a running broker is asked to take what lies complete in restore/ of its data directory, and what it answers.
 
-Owns: the unix socket `socket` in the data directory, mode 0600. Rules: a connection is the request, nothing is read from it; the answers
-are lines of JSON: {"state": "stopping"}, {"state": "restored"}, then {"state": "serving", "url": ...}, or {"failed": "why"}; the end of the
-connection without either of the last two is the broker's end. One at a time. The supervisor never waits for who asked. Path lengths do not
-matter: the socket is named through a descriptor of its folder. Process: supervisor, and the command line.
+Owns: the unix socket `socket` in the data directory, mode 0600. Rules: a connection is the request while
+whoever brought restore/ has it locked; nothing is read from it. The answers are lines of JSON: {"state": "stopping"}: it is taken; {"state":
+"restored"}, then {"state": "serving", "url": ...}; or {"failed": "why"}. The end of the connection without either of the last two is the
+broker's end. One at a time. The supervisor never waits for who asked. Path lengths do not matter: the socket is named through a descriptor of
+its folder. Process: supervisor, and the command line.
 """
 from __future__ import annotations
 
@@ -13,10 +14,16 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from fastmq.errors import BrokerFailed
 
 ANSWER_SIZE_MAX = 65536
+STATES = {"stopping": "the broker stops its processes", "restored": "the backup is in place; the broker starts"}
+
+
+class NotTaken(BrokerFailed):
+    """The broker was not reached, or refused: it did not take what lies in restore/."""
 
 
 class RestorePort:
@@ -75,22 +82,42 @@ class RestorePort:
 
 
 def ask(path: Path, say: Callable[[str], None]) -> bool:
-    """Ask the broker whose socket this is, and wait until it serves again. False: no broker is there. BrokerFailed: it did not."""
+    """Ask the broker whose socket this is, and wait until it serves again. False: no broker is there.
+
+    Raises NotTaken, and BrokerFailed when it did not serve again: what it was to take is its own then.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as asking:
         try:
             _at(path, asking.connect)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except OSError as error:
+            raise NotTaken(f"the broker cannot be asked: {error.strerror}") from None
+        taken = False
         with asking.makefile("rb") as answers:
-            while line := answers.readline(ANSWER_SIZE_MAX):
-                answer = json.loads(line)
+            while (answer := _answer_of(answers)) is not None:
                 if "failed" in answer:
-                    raise BrokerFailed(answer["failed"])
-                if answer["state"] == "serving":
-                    say(f"the broker serves again at {answer['url']}")
+                    raise (BrokerFailed if taken else NotTaken)(str(answer["failed"]))
+                taken = True
+                if answer.get("state") == "serving":
+                    say(f"the broker serves again at {answer.get('url')}")
                     return True
-                say({"stopping": "the broker stops its processes", "restored": "the backup is in place; the broker starts"}[answer["state"]])
+                say(STATES.get(str(answer.get("state")), f"the broker says {answer}"))
     raise BrokerFailed("the broker ended before it was ready again; what it said tells why, and the next start goes on from what is there")
+
+
+def _answer_of(answers: BinaryIO) -> dict[str, Any] | None:
+    """The next one; None at their end."""
+    try:
+        line = answers.readline(ANSWER_SIZE_MAX)
+        answer = json.loads(line) if line else None
+    except ConnectionError:
+        return None
+    except ValueError:
+        answer = line
+    if answer is not None and not isinstance(answer, dict):
+        raise BrokerFailed(f"the broker answers {answer!r}, which this fastmq does not understand")
+    return answer
 
 
 def _send(to: socket.socket, what: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ from fastmq.net.arena import make_arena_fd
 from fastmq.net.ring import make_link_fds
 from fastmq.server import programs
 from fastmq.server.control import Control, Message
-from fastmq.server.data_directory import SOCKET, DataDirectory
+from fastmq.server.data_directory import RESTORE, SOCKET, DataDirectory, is_locked
 from fastmq.server.log import Log
 from fastmq.server.restore_port import RestorePort
 
@@ -442,16 +442,19 @@ class Supervisor:
             self._restore_port.answer(**what)
 
     def _restore_asked(self) -> None:
-        """What lies in restore/ is to become the data: all children stop first."""
+        """What lies in restore/ is to become the data: it is taken, and all children stop first."""
         assert self._restore_port is not None and self.data is not None
         if not self._restore_port.accept():
             return
         if self.state is not State.SERVING:
             self._answer(failed="the broker is not ready, or is stopping")
             return
+        if not is_locked(self.data.path / RESTORE):
+            self._answer(failed=f"nobody brings anything to {self.data.path / RESTORE}")     # what is left there of another time is not meant
+            return
         try:
-            self.data.staged(self._given)
-        except BadArgument as error:
+            self.data.take(self._given)
+        except (BadArgument, OSError) as error:
             self._answer(failed=str(error))
             return
         log.say("restoring: draining")
@@ -461,7 +464,7 @@ class Supervisor:
         self._tell("frontend", "drain", State.DRAINING_FRONTENDS)
 
     def _restore(self) -> None:
-        """No child lives: the data directory becomes what is in restore/, or stays what it is, and everything is started on it."""
+        """No child lives: the data directory becomes what was taken, or stays what it is, and everything is started on it."""
         assert self.data is not None
         self._restoring = False
         try:

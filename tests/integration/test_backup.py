@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from test_failpoints import queue_on
 from waiting import wait_until
 
 import fastmq
-from fastmq.errors import FastMQError
+from fastmq.errors import BrokerFailed, FastMQError
+from fastmq.server import restore_port
 from fastmq.server.backup import back_up
 from fastmq.server.restore import restore
 
@@ -217,6 +221,68 @@ def test_restored_broker_gives_out_no_epoch_again(place, tmp_path):
     before = highest()
     restore(tmp_path / "copy", place.data_dir, replaces=True)
     assert highest() > before
+
+
+def test_ctrl_c_while_the_broker_restores_removes_nothing(place, tmp_path, monkeypatch):
+    with fastmq.connect(place.url, timeout=30) as mq:
+        bodies = fill(mq, "jobs", 100)
+        back_up(place.data_dir, tmp_path / "copy")
+        drain(mq, "jobs")
+        removed = []
+
+        def say(text: str) -> None:
+            patch.setattr(os, "unlink", lambda *arguments, **options: removed.append(arguments))
+            assert not (place.data_dir / "restore").exists(), "it can be reached while it is the broker's"
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            restore(tmp_path / "copy", place.data_dir, replaces=True, say=say)
+        assert not removed
+        wait_until(lambda: process(mq, "worker")["restarts"] == 1, timeout=30, what="the broker serves again")
+        assert drain(mq, "jobs") == bodies
+    assert sorted(entry.name[:5] for entry in place.data_dir.iterdir()) == ["broke", "lock", "logs-", "socke"]
+
+
+def test_second_restore_meanwhile_takes_nothing_from_the_first(place, tmp_path):
+    with fastmq.connect(place.url, timeout=30) as mq:
+        bodies = fill(mq, "jobs", 100)
+        back_up(place.data_dir, tmp_path / "copy")
+        drain(mq, "jobs")
+        said = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            if len(said) == 1:                      # the broker stops its processes
+                with suppress(BrokerFailed):        # it is refused, or comes behind the first
+                    restore(tmp_path / "copy", place.data_dir, replaces=True)
+
+        restore(tmp_path / "copy", place.data_dir, replaces=True, say=say)
+        assert not (place.data_dir / "restore").exists()
+        assert drain(mq, "jobs") == bodies
+
+
+def test_what_no_broker_took_is_removed_and_a_bare_connection_restores_nothing(place, tmp_path, monkeypatch):
+    with fastmq.connect(place.url, timeout=30) as mq:
+        back_up(place.data_dir, tmp_path / "copy")
+        fill(mq, "jobs", 10)
+        pid = process(mq, "worker")["pid"]
+
+        def denied(path: Path, call: object) -> None:
+            shutil.copytree(place.data_dir / "restore", tmp_path / "left")
+            raise PermissionError(13, "Permission denied")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(restore_port, "_at", denied)
+            with pytest.raises(BrokerFailed, match="cannot be asked: Permission denied"):
+                restore(tmp_path / "copy", place.data_dir, replaces=True)
+        assert not (place.data_dir / "restore").exists()
+        (tmp_path / "left").rename(place.data_dir / "restore")          # complete, as of a restore that was killed
+        with socket.socket(socket.AF_UNIX) as bare:
+            bare.settimeout(30)
+            bare.connect(str(place.data_dir / "socket"))
+            assert b"nobody brings anything" in bare.recv(1000)
+        assert process(mq, "worker")["pid"] == pid
+        assert len(drain(mq, "jobs")) == 10
 
 
 @pytest.mark.parametrize("point", ["before_restore", "after_restore"])

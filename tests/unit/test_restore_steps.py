@@ -9,7 +9,7 @@ import pytest
 
 from fastmq.config import Config
 from fastmq.errors import BadArgument
-from fastmq.server.backup import shared_generation
+from fastmq.server.backup import new_folder, shared_generation
 from fastmq.server.data_directory import EPOCHS_RESTORED, DataDirectory, read_facts, write_facts
 
 CONFIG = Config(workers=1)
@@ -120,6 +120,40 @@ def test_incomplete_or_foreign_restore_is_refused_and_the_old_data_counts(tmp_pa
     (place / "restore" / "broker.json").unlink()
     with pytest.raises(BadArgument, match=r"no broker.json"):
         directory.replace(CONFIG)
+    directory.close()
+    assert content(place)[0] == "old"
+
+
+def test_what_was_taken_is_reached_by_nobody_who_brings_something_else(tmp_path):
+    data_directory(tmp_path / "backup", "new", 5)
+    data_directory(tmp_path / "second", "second", 5)
+    place = tmp_path / "data"
+    data_directory(place, "old", 5)
+    directory = DataDirectory(place, CONFIG)
+    with new_folder(place / "restore") as first:
+        stage(tmp_path / "backup", place)
+        directory.take(CONFIG)
+        first.remove()                              # what is taken is not removed
+        stage(tmp_path / "second", place)
+        first.remove()                              # nor what another brought
+    with new_folder(place / "restore"):
+        assert not list((place / "restore").iterdir())
+    directory.replace(CONFIG)
+    directory.close()
+    assert content(place)[0] == "new"
+
+
+def test_what_is_given_up_is_not_taken(tmp_path):
+    data_directory(tmp_path / "backup", "new", 5)
+    place = tmp_path / "data"
+    data_directory(place, "old", 5)
+    directory = DataDirectory(place, CONFIG)
+    with new_folder(place / "restore") as staged:
+        stage(tmp_path / "backup", place)
+        staged.remove()
+        assert not (place / "restore").exists()
+        with pytest.raises(BadArgument):
+            directory.take(CONFIG)
     directory.close()
     assert content(place)[0] == "old"
 
