@@ -26,12 +26,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fastmq.config import Config
+from fastmq.config import SETTINGS, Config
 from fastmq.errors import BadArgument, BrokerFailed
 
 FORMAT = 1                      # of the directory; a broker reads no other
 EPOCHS_AHEAD = 1024             # given out before broker.json is written again
+EPOCH_MAX = 2**62
 EPOCHS_RESTORED = 65536         # more of them than a broker can have given out since its backup was made
+KEY_SIZE = 16
+LIMITS = {                      # of numbers in broker.json
+    "shards": (1, int(SETTINGS["shards"].high or 0)), "workers": (1, int(SETTINGS["workers"].high or 0)),
+    "generation": (0, EPOCH_MAX), "epoch": (0, EPOCH_MAX),
+}
 LOCK, FILE, SOCKET = "lock", "broker.json", "socket"
 RESTORE, RESTORE_LOGS, TAKEN = "restore", "logs", "restoring"
 
@@ -110,13 +116,12 @@ class DataDirectory:
 
         Raises BadArgument where there is nothing complete, or `config` does not fit it, and OSError; then nothing is taken.
         """
-        _check_shards(self.path / RESTORE, read_facts(self.path / RESTORE), config)
+        _check_staged(self.path / RESTORE, config)
         taken = self.path / TAKEN
         shutil.rmtree(taken, ignore_errors=True)
         os.rename(self.path / RESTORE, taken)
         try:
-            facts = read_facts(taken)               # again: it may have been given up, or be another, just before it was renamed
-            _check_shards(taken, facts, config)
+            facts = _check_staged(taken, config)    # again: it may have been given up, or be another, just before it was renamed
         except Exception:
             shutil.rmtree(taken, ignore_errors=True)
             raise
@@ -198,7 +203,7 @@ class DataDirectory:
         others = sorted({entry.name for entry in self.path.iterdir()} - UNCOUNTED)
         if others:
             raise BadArgument(f"setting data_dir: {self.path} has no {FILE}, but holds {others[0]!r}: it is no fastmq data directory")
-        self._write({"format": FORMAT, "shards": config.shards, "workers": config.workers, "generation": 1, "key": os.urandom(16).hex(),
+        self._write({"format": FORMAT, "shards": config.shards, "workers": config.workers, "generation": 1, "key": os.urandom(KEY_SIZE).hex(),
                      "epoch": 0})
         return self._facts
 
@@ -240,6 +245,14 @@ def _check_shards(path: Path, facts: dict[str, Any], config: Config) -> None:
         raise BadArgument(f"{path} was made with shards={shards}, which does not change; the setting says {config.shards}")
 
 
+def _check_staged(path: Path, config: Config) -> dict[str, Any]:
+    facts = read_facts(path)
+    _check_shards(path, facts, config)
+    if facts["epoch"] > EPOCH_MAX // 2:             # with room for all that this directory gives out
+        raise BadArgument(f"{path / FILE} says epoch {facts['epoch']}, as far as no fastmq counts")
+    return facts
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """What broker.json in a folder says. Raises BadArgument where it is not there or says nothing that this fastmq understands."""
     file = path / FILE
@@ -247,14 +260,24 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(file.read_bytes())
         form = facts["format"]
         if form == FORMAT:
-            int(facts["shards"]), int(facts["workers"]), int(facts["generation"]), int(facts["epoch"]), bytes.fromhex(facts["key"])
+            _check_facts(facts)
     except (FileNotFoundError, NotADirectoryError):
         raise BadArgument(f"{path} has no {FILE}: it is no fastmq data directory") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadArgument(f"{file} is not what a fastmq broker writes; restore it, or give another --data-dir") from None
     if form != FORMAT:
         raise BadArgument(f"{path} was written in format {form}; this broker reads format {FORMAT}")
     return facts
+
+
+def _check_facts(facts: dict[str, Any]) -> None:
+    """ValueError, KeyError or TypeError where a broker would not write this: a backup may come from anywhere."""
+    for name, (low, high) in LIMITS.items():
+        value = facts[name]
+        if type(value) is not int or not low <= value <= high:      # a bool is none
+            raise ValueError(name)
+    if len(bytes.fromhex(facts["key"])) != KEY_SIZE:
+        raise ValueError("key")
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:

@@ -179,6 +179,9 @@ class Supervisor:
                     self._start(child)
             while self.state is not State.ENDED:
                 self._turn()
+        except BrokerFailed as error:
+            log.say(str(error))
+            self.status = 1
         finally:
             for child in self.children:
                 child.kill()
@@ -454,7 +457,7 @@ class Supervisor:
             return
         try:
             self.data.take(self._given)
-        except (BadArgument, OSError) as error:
+        except Exception as error:
             self._answer(failed=str(error))
             return
         log.say("restoring: draining")
@@ -469,7 +472,9 @@ class Supervisor:
         self._restoring = False
         try:
             self.data.replace(self._given)
-        except (BadArgument, OSError) as error:
+        except BrokerFailed:
+            raise                                   # which data counts is in doubt
+        except Exception as error:                  # whatever a backup from anywhere holds, the broker goes on
             log.say(f"nothing is restored, the broker goes on with the data it had: {error}")
             self._answer(failed=f"the broker goes on with the data it had: {error}")
         else:

@@ -158,6 +158,25 @@ def test_what_is_given_up_is_not_taken(tmp_path):
     assert content(place)[0] == "old"
 
 
+@pytest.mark.parametrize("change", [
+    {"epoch": 2**62}, {"workers": 0}, {"workers": -1}, {"workers": 33}, {"workers": "1"}, {"workers": True}, {"workers": 1.0}, {"shards": 0}, {"shards": 1025},
+    {"shards": None}, {"generation": "1"}, {"generation": -1}, {"generation": "../1"}, {"epoch": "5"}, {"epoch": -1}, {"epoch": 2**64},
+    {"key": "00"}, {"key": "xy" * 16}, {"key": 5}, {"format": 2}, {"format": None}, None,
+])
+def test_broker_json_that_no_broker_writes_is_refused(tmp_path, change):
+    data_directory(tmp_path / "backup", "new", 5)
+    place = tmp_path / "data"
+    data_directory(place, "old", 5)
+    facts = read_facts(tmp_path / "backup")
+    directory = DataDirectory(place, CONFIG)
+    stage(tmp_path / "backup", place)
+    write_facts(place / "restore", [facts] if change is None else facts | change)
+    with pytest.raises(BadArgument, match=r"is not what a fastmq broker writes|reads format 1|no fastmq counts"):
+        directory.replace(CONFIG)
+    directory.close()
+    assert content(place)[0] == "old"
+
+
 def test_full_disk_at_the_last_step_leaves_the_old_data(tmp_path, monkeypatch):
     data_directory(tmp_path / "backup", "new", 5)
     place = tmp_path / "data"
