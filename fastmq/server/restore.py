@@ -32,6 +32,8 @@ def restore(source: str | os.PathLike[str], data_dir: str | os.PathLike[str], re
     facts = read_facts(backup)
     if place.resolve() == backup.resolve() or place.resolve().is_relative_to(backup.resolve()):
         raise BadArgument(f"{place} is the backup itself")
+    if backup.resolve().is_relative_to(place.resolve()):
+        raise BadArgument(f"{backup} lies within the data directory {place}, which is replaced")
     if has_data(place) and not replaces:
         raise BadArgument(f"{place} has data already; --replace puts the backup in its place")
     with shared_generation(backup) as (_, logs):

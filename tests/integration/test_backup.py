@@ -316,6 +316,7 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
         (other / "letter").write_text("dear")
         damaged = tmp_path / "damaged"
         restore(copy, damaged)
+        shutil.copytree(copy, data / "restore")
         strange = tmp_path / "strange"
         restore(copy, strange)
         facts = json.loads((strange / "broker.json").read_bytes())
@@ -329,6 +330,7 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
             (("backup", tmp_path / "copy2", "--data-dir", other), "is no fastmq data directory"),
             (("restore", copy, "--data-dir", data), "has data already; --replace"),
             (("restore", copy, "--data-dir", copy, "--replace"), "is the backup itself"),
+            (("restore", data / "restore", "--data-dir", data, "--replace"), "lies within the data directory"),
             (("restore", strange, "--data-dir", data, "--replace"), "is not what a fastmq broker writes"),
             (("restore", other, "--data-dir", data, "--replace"), "is no fastmq data directory"),
             (("restore", copy, "--data-dir", other, "--replace"), "holds 'letter'"),
@@ -339,6 +341,7 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
             assert done.returncode in (1, 2) and reason in done.stderr, (arguments, done.stderr)
         assert process(mq, "worker")["pid"] == pid
         assert len(drain(mq, "jobs")) == 10
+    assert (data / "restore" / "broker.json").exists()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "damaged", "data", "other", "strange"]
     assert [entry.name for entry in other.iterdir()] == ["letter"]
 
