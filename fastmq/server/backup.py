@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from fastmq.errors import BadArgument, FastMQError
 from fastmq.server.data_directory import FILE, read_facts, sync_directory, write_facts
 from fastmq.storage.log_copy import LOCK_WAIT_S, copy_log, size_of
+from fastmq.storage.owner import Owner, acting_as, owner_of
 from fastmq.storage.repair import Examined, examine
 
 PARTIAL = ".partial"            # behind the name of a backup that is not complete
@@ -65,7 +66,7 @@ def back_up(source: str | os.PathLike[str], destination: str | os.PathLike[str],
         with shared_generation(data) as (facts, logs):
             kept = partial / logs.name
             kept.mkdir(mode=0o700)
-            found, size = copy_logs(logs, kept, facts["workers"], progress, wait_s)
+            found, size = copy_logs(logs, kept, facts["workers"], progress, wait_s, owners=(owner_of(data), None))
         sync_directory(partial)
         write_facts(partial, facts | {"epoch": max(facts["epoch"], read_facts(data)["epoch"])})
         os.rename(partial, place)
@@ -77,12 +78,33 @@ def back_up(source: str | os.PathLike[str], destination: str | os.PathLike[str],
 class Folder:
     """One that is written to, and its lock."""
 
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path, self._lock = path, lock
+    def __init__(self, path: Path, owner: Owner | None) -> None:
+        """Make it, or take one that is there."""
+        self.path, self._owner = path, owner
+        with acting_as(owner):
+            path.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                raise BadArgument(f"{path} is in the way: it is no folder") from None
+            try:
+                if os.fstat(self._lock).st_uid != os.geteuid():
+                    raise BadArgument(f"{path} is in the way: it belongs to another user")
+                os.fchmod(self._lock, 0o700)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException as error:
+                os.close(self._lock)
+                if isinstance(error, BlockingIOError):
+                    raise FastMQError(f"{path} is being written by another process", "busy") from None
+                raise
         self.ours = True            # to be removed if what is written is not completed
 
     def empty(self) -> None:
         """Remove what is in it, broker.json first: a broker takes it no more (DataDirectory.take). If it took it before, nothing is there."""
+        with acting_as(self._owner):
+            self._empty()
+
+    def _empty(self) -> None:
         try:
             found = os.stat(self.path, follow_symlinks=False)
             if not os.path.samestat(found, os.fstat(self._lock)):
@@ -96,27 +118,25 @@ class Folder:
 
     def remove(self) -> None:
         """It, too."""
-        with contextlib.suppress(OSError):
-            self.empty()
+        with contextlib.suppress(OSError), acting_as(self._owner):
+            self._empty()
             self.path.rmdir()
+
+    def close(self) -> None:
+        """Unlock it."""
+        os.close(self._lock)
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Folder]:
-    """Make a folder for a copy, locked, and remove it if that fails, as long as it is `ours`. One that a killed copier left is emptied
-    first: it is nobody's, and has nothing in it but logs and broker.json."""
+def new_folder(path: Path, owner: Owner | None = None) -> Iterator[Folder]:
+    """Make a folder of `owner` for a copy, locked, and remove it if that fails, as long as it is `ours`. One that a killed copier left is
+    emptied first: it is nobody's, and has nothing in it but logs and broker.json."""
     names = os.listdir(path) if path.is_dir() else [path.name] * os.path.lexists(path)
     strange = sorted(name for name in names if name not in (FILE, FILE + ".new") and not name.startswith("logs"))
     if strange:
         raise BadArgument(f"{path} is in the way: it holds {strange[0]!r}, which no copy of a data directory has")
-    path.mkdir(mode=0o700, exist_ok=True)
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = Folder(path, owner)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastMQError(f"{path} is being written by another process", "busy") from None
-        folder = Folder(path, lock)
         folder.empty()
         if not path.exists():
             raise FastMQError(f"{path} was taken by a broker just then; try again", "busy")
@@ -127,7 +147,7 @@ def new_folder(path: Path) -> Iterator[Folder]:
                 folder.remove()
             raise
     finally:
-        os.close(lock)
+        folder.close()
 
 
 @contextmanager
@@ -152,8 +172,12 @@ def shared_generation(data: Path) -> Iterator[tuple[dict[str, Any], Path]]:
 
 
 def copy_logs(logs: Path, destination: Path, workers: int, progress: Progress | None,
-              wait_s: float = LOCK_WAIT_S, pauses: bool = True) -> tuple[list[Examined], int]:
-    """Copy the log of each worker, that of worker 0 last, and check the copies: what they are, and the bytes that were written."""
+              wait_s: float = LOCK_WAIT_S, pauses: bool = True,
+              owners: tuple[Owner | None, Owner | None] = (None, None)) -> tuple[list[Examined], int]:
+    """Copy the log of each worker, that of worker 0 last, and check the copies: what they are, and the bytes that were written.
+
+    `owners`: whom root acts as where it is copied from, and to.
+    """
     missing = next((logs / str(worker) for worker in range(workers) if not (logs / str(worker)).is_dir()), None)
     if missing is not None:
         raise BadArgument(f"{missing} is missing: the log of a worker")
@@ -167,7 +191,8 @@ def copy_logs(logs: Path, destination: Path, workers: int, progress: Progress | 
             progress(read, max(read, total))
 
     for worker in reversed(range(workers)):
-        (destination / str(worker)).mkdir(mode=0o700)
-        written += copy_log(str(logs / str(worker)), str(destination / str(worker)), copied, wait_s, pauses)
+        with acting_as(owners[1]):
+            (destination / str(worker)).mkdir(mode=0o700)
+        written += copy_log(str(logs / str(worker)), str(destination / str(worker)), copied, wait_s, pauses, owners)
     sync_directory(destination)
     return [examine(str(destination / str(worker))) for worker in range(workers)], written

@@ -281,9 +281,13 @@ def _check_facts(facts: dict[str, Any]) -> None:
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Replace broker.json in a folder, durably."""
+    """Replace broker.json in a folder, durably. It is of the folder's owner, and nobody else reads it: the key is in it."""
     fresh = path / (FILE + ".new")
-    with open(fresh, "wb") as file:
+    fresh.unlink(missing_ok=True)
+    with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        owner = os.stat(path)
+        if os.geteuid() == 0 and owner.st_uid:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         file.write(json.dumps(facts, indent=1).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from fastmq.errors import BadArgument, BrokerFailed
 from fastmq.server.backup import Copied, Folder, Progress, copy_logs, new_folder, shared_generation
 from fastmq.server.data_directory import FILE, RESTORE, RESTORE_LOGS, SOCKET, UNCOUNTED, DataDirectory, read_facts, sync_directory, write_facts
 from fastmq.server.restore_port import NotTaken, ask
+from fastmq.storage.owner import Owner, acting_as, owner_of
 from fastmq.storage.repair import Examined, examine
 
 
@@ -40,15 +41,16 @@ def restore(source: str | os.PathLike[str], data_dir: str | os.PathLike[str], re
         for worker in range(facts["workers"]):
             if (logs / str(worker)).is_dir():               # else copying says so
                 examine(str(logs / str(worker)))
-        config = Config(workers=facts["workers"])
-        directory = _lock(place, config, replaces)
+        config, owner = Config(workers=facts["workers"]), owner_of(place)
+        with acting_as(owner):
+            directory = _lock(place, config, replaces)
         try:
-            with new_folder(place / RESTORE) as staged:
-                found, size = _bring(place / RESTORE, logs, facts, progress, pauses=directory is None)
-                _give(place / RESTORE, place)
-                if directory is not None or not _ask(place, say, staged):
-                    directory = directory or DataDirectory(place, config)       # the broker has ended meanwhile
-                    directory.replace(config)
+            with new_folder(place / RESTORE, owner) as staged:
+                found, size = _bring(place / RESTORE, logs, facts, progress, directory is None, (owner_of(backup), owner))
+                with acting_as(owner):
+                    if directory is not None or not _ask(place, say, staged):
+                        directory = directory or DataDirectory(place, config)   # the broker has ended meanwhile
+                        directory.replace(config)
         finally:
             if directory is not None:
                 directory.close()
@@ -80,11 +82,14 @@ def _lock(place: Path, config: Config, replaces: bool) -> DataDirectory | None:
         raise
 
 
-def _bring(staged: Path, logs: Path, facts: dict[str, Any], progress: Progress | None, pauses: bool) -> tuple[list[Examined], int]:
+def _bring(staged: Path, logs: Path, facts: dict[str, Any], progress: Progress | None, pauses: bool,
+           owners: tuple[Owner | None, Owner | None]) -> tuple[list[Examined], int]:
     """Copy the backup into restore/, complete and synced: the logs, and the bytes that were written."""
-    (staged / RESTORE_LOGS).mkdir(mode=0o700)
-    found = copy_logs(logs, staged / RESTORE_LOGS, facts["workers"], progress, pauses=pauses)
-    write_facts(staged, facts)
+    with acting_as(owners[1]):
+        (staged / RESTORE_LOGS).mkdir(mode=0o700)
+    found = copy_logs(logs, staged / RESTORE_LOGS, facts["workers"], progress, pauses=pauses, owners=owners)
+    with acting_as(owners[1]):
+        write_facts(staged, facts)
     sync_directory(staged.parent)
     return found
 
@@ -99,14 +104,3 @@ def _ask(place: Path, say: Callable[[str], None], staged: Folder) -> bool:
         raise
     staged.ours = not asked
     return asked
-
-
-def _give(folder: Path, place: Path) -> None:
-    """Root restores for the broker's user."""
-    owner = os.stat(place)
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        return
-    os.chown(folder, owner.st_uid, owner.st_gid)
-    for at, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            os.chown(os.path.join(at, name), owner.st_uid, owner.st_gid, follow_symlinks=False)

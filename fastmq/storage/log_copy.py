@@ -21,6 +21,7 @@ from fastmq.errors import FastMQError, JournalDamaged
 from fastmq.storage.checkpoint import Checkpoint
 from fastmq.storage.files import Files
 from fastmq.storage.journal_reader import JournalReader, segment_names
+from fastmq.storage.owner import Owner, acting_as
 from fastmq.storage.repair import HEAD
 
 LOCK_WAIT_S = 60.0          # how long a checkpoint that is being written is waited for
@@ -44,9 +45,9 @@ class FilesOf(Files):
 
 
 @contextmanager
-def share_of(folder: str, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Keep the log in `folder` from writing a checkpoint. FastMQError when one that is being written is not done in time."""
-    lock = _open_lock(os.path.join(folder, "checkpoint.lock"), folder)
+def share_of(folder: str, wait_s: float = LOCK_WAIT_S, owner: Owner | None = None) -> Iterator[None]:
+    """Keep the log of `owner` in `folder` from writing a checkpoint. FastMQError when one that is being written is not done in time."""
+    lock = _open_lock(os.path.join(folder, "checkpoint.lock"), owner)
     try:
         deadline = time.monotonic() + wait_s
         while lock >= 0:
@@ -64,44 +65,43 @@ def share_of(folder: str, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
             os.close(lock)
 
 
-def _open_lock(path: str, folder: str) -> int:
+def _open_lock(path: str, owner: Owner | None) -> int:
     """A descriptor; -1 where this user may write nothing, and so cannot be a running broker's: a backup that is kept read-only. (One who copies
     a stranger's broker without it, and is unlucky, finds the copy damaged when it is checked.)"""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         pass
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with acting_as(owner):                      # the worker opens it too
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return -1
         raise
-    if os.geteuid() == 0:
-        owner = os.stat(folder)
-        os.fchown(lock, owner.st_uid, owner.st_gid)         # the worker opens it too
-    return lock
 
 
-def copy_log(source: str, destination: str, progress: Progress, wait_s: float = LOCK_WAIT_S, pauses: bool = True) -> int:
-    """Copy the log in `source` to `destination`, an empty folder; the bytes that were written.
+def copy_log(source: str, destination: str, progress: Progress, wait_s: float = LOCK_WAIT_S, pauses: bool = True,
+             owners: tuple[Owner | None, Owner | None] = (None, None)) -> int:
+    """Copy the log in `source` to `destination`, an empty folder, of these owners; the bytes that were written.
 
     `progress` is called with the bytes of each piece. `pauses`: leave a broker half of the disk's time. Raises JournalDamaged, FastMQError and
     OSError; what was copied then is of no use.
     """
-    with share_of(source, wait_s):
+    owner = owners[1]
+    with share_of(source, wait_s, owners[0]):
         checkpoint = Checkpoint(Files(), source)
         names = needed_segments(source, checkpoint.position)
         end = end_of(source, names[-1], checkpoint.position) if names else 0
         done = 0
         if checkpoint:
-            done += copy_file(source, destination, "checkpoint", [(0, _size(source, "checkpoint"))], progress, pauses)
+            done += copy_file(source, destination, "checkpoint", [(0, _size(source, "checkpoint"))], progress, pauses, owner)
         if checkpoint.extent_count:
             places = sorted((offset, offset + size) for _, offset, size, _ in checkpoint.places)
-            done += copy_file(source, destination, "extents", places, progress, pauses)
+            done += copy_file(source, destination, "extents", places, progress, pauses, owner)
         for name in names:
             ranges = [(0, end if name == names[-1] else _size(source, name))]
-            done += copy_file(source, destination, name, ranges, progress, pauses)
+            done += copy_file(source, destination, name, ranges, progress, pauses, owner)
     _sync(destination, os.O_DIRECTORY)
     return done
 
@@ -161,10 +161,11 @@ def end_of(folder: str, name: str, position: int) -> int:
         return reader.offset
 
 
-def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, int]], progress: Progress, pauses: bool) -> int:
+def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, int]], progress: Progress, pauses: bool,
+              owner: Owner | None = None) -> int:
     """Copy these ranges of a file, from (inclusive) and to; zeros and all else are a hole. The bytes that were written."""
     written = unsynced = 0
-    with open(os.path.join(source, name), "rb", buffering=0) as old, _new_file(os.path.join(destination, name)) as new:
+    with open(os.path.join(source, name), "rb", buffering=0) as old, _new_file(os.path.join(destination, name), owner) as new:
         for at, end in ranges:
             while at < end:
                 piece = os.pread(old.fileno(), min(PIECE_SIZE, end - at), at)
@@ -188,8 +189,9 @@ def copy_file(source: str, destination: str, name: str, ranges: list[tuple[int, 
     return written
 
 
-def _new_file(path: str) -> BinaryIO:
-    return open(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+def _new_file(path: str, owner: Owner | None) -> BinaryIO:
+    with acting_as(owner):
+        return open(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
 def _size(folder: str, name: str) -> int:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from test_failpoints import queue_on
 from waiting import wait_until
 
 import fastmq
-from fastmq.errors import BrokerFailed, FastMQError
+from fastmq.errors import BadArgument, BrokerFailed, FastMQError
 from fastmq.server import restore_port
 from fastmq.server.backup import back_up
 from fastmq.server.restore import restore
 
 SETTINGS = {"checkpoint_tail_size": 2**16, "memory_mark": 2**20}        # many checkpoints, and extents
 MOUNT = 'mount -t tmpfs -o size=300k none "$0" && "$@"; echo "status $?"; ls "$0"'
+NOBODY = 65534
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 HALF = """
 import sys
@@ -344,6 +346,87 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
     assert (data / "restore" / "broker.json").exists()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "damaged", "data", "other", "strange"]
     assert [entry.name for entry in other.iterdir()] == ["letter"]
+
+
+def test_copy_is_its_owners_alone_whatever_the_umask_is(place, tmp_path):
+    with fastmq.connect(place.url) as mq:
+        bodies = fill(mq, "jobs", 100)
+        for name in ("copy.partial", "data/restore"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name).chmod(0o777)                      # as others might leave it
+        before = os.umask(0)
+        try:
+            back_up(place.data_dir, tmp_path / "copy")
+            os.umask(0o077)
+            restore(tmp_path / "copy", place.data_dir, replaces=True)
+        finally:
+            os.umask(before)
+        for folder in (tmp_path / "copy", next(place.data_dir.glob("logs-*"))):
+            modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
+            assert modes == {(True, 0o700), (False, 0o600)}
+        assert drain(mq, "jobs") == bodies
+
+
+@pytest.fixture
+def strangers(run, tmp_path):
+    """A folder that root and another user reach, with the data of the other."""
+    if os.geteuid():
+        pytest.skip("only root acts as another user")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:      # what is under the test's own only root reaches
+        top = Path(name)
+        top.chmod(0o755)
+        with Kept(top / "data", 1) as place, fastmq.connect(place.url) as mq:
+            fill(mq, "jobs", 10)
+        give(top / "data")
+        yield top
+
+
+def give(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+
+
+def test_root_restores_for_the_user_who_has_the_directory(strangers):
+    before = os.umask(0o077)
+    try:
+        back_up(strangers / "data", strangers / "copy")
+        restore(strangers / "copy", strangers / "data", replaces=True)
+    finally:
+        os.umask(before)
+    owners = {path.stat().st_uid for path in (strangers / "data").rglob("*")}
+    assert owners == {NOBODY}
+    assert {path.stat().st_uid for path in (strangers / "copy").rglob("*")} == {0}
+    assert os.geteuid() == 0 and os.getegid() == 0
+
+
+def test_links_in_a_users_directory_lead_root_nowhere(strangers):
+    """What a user could plant: where root makes the lock of the log, and where it restores to."""
+    back_up(strangers / "data", strangers / "copy")
+    victim = strangers / "victim"
+    victim.mkdir(mode=0o755)
+    log = next((strangers / "data").glob("logs-*")) / "0"
+    (log / "checkpoint.lock").unlink()
+    (log / "checkpoint.lock").symlink_to(victim / "made")
+    with pytest.raises(OSError, match="symbolic link"):
+        back_up(strangers / "data", strangers / "copy2")
+    (strangers / "data" / "restore").symlink_to(victim)
+    with pytest.raises(BadArgument, match="in the way"):
+        restore(strangers / "copy", strangers / "data", replaces=True)
+    shutil.rmtree(log.parent)
+    log.parent.symlink_to(victim)
+    (victim / "0").mkdir()
+    back_up(strangers / "data", strangers / "copy2")            # of a log that is empty
+    assert [path.name for path in victim.rglob("*")] == ["0"]
+
+
+def test_foreign_or_linked_partial_is_refused(place, strangers, tmp_path):
+    (strangers / "copy.partial").mkdir()
+    give(strangers / "copy.partial")
+    (tmp_path / "elsewhere").mkdir()
+    (strangers / "copy2.partial").symlink_to(tmp_path / "elsewhere")
+    for name, reason in (("copy", "belongs to another user"), ("copy2", "is no folder")):
+        with pytest.raises(BadArgument, match=reason):
+            back_up(place.data_dir, strangers / name)
 
 
 @pytest.mark.needs("unshare", package="util-linux")

@@ -160,8 +160,8 @@ def test_what_is_given_up_is_not_taken(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"workers": 0}, {"workers": -1}, {"workers": 33}, {"workers": "1"}, {"workers": True}, {"workers": 1.0}, {"shards": 0}, {"shards": 1025},
-    {"epoch": 2**62}, {"shards": None}, {"generation": "1"}, {"generation": -1}, {"generation": "../1"}, {"epoch": "5"}, {"epoch": -1}, {"epoch": 2**64},
-    {"key": "00"}, {"key": "xy" * 16}, {"key": 5}, {"format": 2}, {"format": None}, None,
+    {"shards": None}, {"generation": "1"}, {"generation": -1}, {"generation": "../1"}, {"epoch": "5"}, {"epoch": -1}, {"epoch": 2**64},
+    {"key": "00"}, {"key": "xy" * 16}, {"key": 5}, {"format": 2}, {"format": None}, {"epoch": 2**62}, None,
 ])
 def test_broker_json_that_no_broker_writes_is_refused(tmp_path, change):
     data_directory(tmp_path / "backup", "new", 5)
