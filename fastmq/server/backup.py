@@ -1,8 +1,8 @@
 """Copies the data directory of a broker, which may run, to a new directory that a broker starts on; and brings such a copy to a directory.
 
-Owns: the folder that it writes, which gets its name when it is complete. Rules: nothing is changed where it is copied from; the copy is checked
-as `fastmq journal check` does and synced before it has its name; what a killed copier left has no broker.json, is never taken for a data
-directory, and is removed by the next one. Runs in the command line.
+Owns: the folder that it writes, which gets its name when it is complete. Rules: nothing is changed where it is copied from, but that a
+log which has none yet gets its checkpoint.lock; the copy is checked as `fastmq journal check` does and synced before it has its name; what a
+killed copier left has no broker.json, is never taken for a data directory, and is removed by the next one. Runs in the command line.
 
 * Each log is as a crash of its worker at some moment of the backup would leave it (storage/log_copy.py); those moments differ.
 * **Worker 0 comes last**: its log has the topology, and a shard drops the queues that the topology does not know. So each queue that any
@@ -62,6 +62,8 @@ def back_up(source: str | os.PathLike[str], destination: str | os.PathLike[str],
     if place.parent.resolve().is_relative_to(data.resolve()):
         raise BadArgument(f"{place} lies within the data directory {data}")
     partial = place.with_name(place.name + PARTIAL)
+    if os.path.lexists(partial / FILE):
+        raise BadArgument(f"{partial} is in the way: it is complete; give it another name, or remove it")
     with new_folder(partial):
         with shared_generation(data) as (facts, logs):
             kept = partial / logs.name

@@ -224,12 +224,21 @@ class DataDirectory:
 
 def is_locked(folder: Path) -> bool:
     """Whether somebody works in a folder: a backup in logs, a restore in what it brings."""
+    return _is_locked(folder, os.O_DIRECTORY, fcntl.LOCK_EX)
+
+
+def has_broker(data: Path) -> bool:
+    """Whether a broker runs on a data directory, as far as this user can see."""
+    return _is_locked(data / LOCK, os.O_NONBLOCK, fcntl.LOCK_SH)
+
+
+def _is_locked(path: Path, flags: int, how: int) -> bool:
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

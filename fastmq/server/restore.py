@@ -16,7 +16,18 @@ from typing import Any
 from fastmq.config import Config
 from fastmq.errors import BadArgument, BrokerFailed
 from fastmq.server.backup import Copied, Folder, Progress, copy_logs, new_folder, shared_generation
-from fastmq.server.data_directory import FILE, RESTORE, RESTORE_LOGS, SOCKET, UNCOUNTED, DataDirectory, read_facts, sync_directory, write_facts
+from fastmq.server.data_directory import (
+    FILE,
+    RESTORE,
+    RESTORE_LOGS,
+    SOCKET,
+    UNCOUNTED,
+    DataDirectory,
+    has_broker,
+    read_facts,
+    sync_directory,
+    write_facts,
+)
 from fastmq.server.restore_port import NotTaken, ask
 from fastmq.storage.owner import Owner, acting_as, owner_of
 from fastmq.storage.repair import Examined, examine
@@ -35,6 +46,8 @@ def restore(source: str | os.PathLike[str], data_dir: str | os.PathLike[str], re
         raise BadArgument(f"{place} is the backup itself")
     if backup.resolve().is_relative_to(place.resolve()):
         raise BadArgument(f"{backup} lies within the data directory {place}, which is replaced")
+    if has_broker(backup):
+        raise BadArgument(f"a broker runs on {backup}; copy it with `fastmq backup`, and restore the copy")
     if has_data(place) and not replaces:
         raise BadArgument(f"{place} has data already; --replace puts the backup in its place")
     with shared_generation(backup) as (_, logs):

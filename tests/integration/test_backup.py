@@ -319,6 +319,7 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
         damaged = tmp_path / "damaged"
         restore(copy, damaged)
         shutil.copytree(copy, data / "restore")
+        shutil.copytree(copy, tmp_path / "whole.partial")
         strange = tmp_path / "strange"
         restore(copy, strange)
         facts = json.loads((strange / "broker.json").read_bytes())
@@ -333,6 +334,8 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
             (("restore", copy, "--data-dir", data), "has data already; --replace"),
             (("restore", copy, "--data-dir", copy, "--replace"), "is the backup itself"),
             (("restore", data / "restore", "--data-dir", data, "--replace"), "lies within the data directory"),
+            (("restore", data, "--data-dir", tmp_path / "new"), "fastmq backup"),
+            (("backup", tmp_path / "whole", "--data-dir", data), "it is complete"),
             (("restore", strange, "--data-dir", data, "--replace"), "is not what a fastmq broker writes"),
             (("restore", other, "--data-dir", data, "--replace"), "is no fastmq data directory"),
             (("restore", copy, "--data-dir", other, "--replace"), "holds 'letter'"),
@@ -343,8 +346,8 @@ def test_what_cannot_be_is_refused_with_a_reason_and_changes_nothing(place, tmp_
             assert done.returncode in (1, 2) and reason in done.stderr, (arguments, done.stderr)
         assert process(mq, "worker")["pid"] == pid
         assert len(drain(mq, "jobs")) == 10
-    assert (data / "restore" / "broker.json").exists()
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "damaged", "data", "other", "strange"]
+    assert (data / "restore" / "broker.json").exists() and (tmp_path / "whole.partial" / "broker.json").exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["copy", "damaged", "data", "other", "strange", "whole.partial"]
     assert [entry.name for entry in other.iterdir()] == ["letter"]
 
 
