@@ -72,7 +72,7 @@ def beside(broker: FastMQ, trips_each: int, worker: Side) -> tuple[float, list[F
     """Ping-pong again and again until `worker` has ended: how long that took, and the figures of each."""
     found = []
     with together(worker, timeout=TIMEOUT_S) as started:
-        while worker.process.poll() is None:
+        while not found or worker.process.poll() is None:
             found.append(short(broker, trips_each))
         seconds = monotonic() - started
         result = worker.report()
