@@ -166,7 +166,7 @@ def shared_generation(data: Path) -> Iterator[tuple[dict[str, Any], Path]]:
             raise BadArgument(f"{data} has no {logs.name}: no broker has been ready there yet, or it is damaged") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
-            if logs.exists():
+            if logs.exists() and read_facts(data)["generation"] == facts["generation"]:      # else they are being removed
                 yield facts, logs
                 return
         finally:

@@ -19,6 +19,7 @@ Whatever is killed before, the old logs count and a start removes what came of t
 """
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -52,6 +53,10 @@ def default_data_dir() -> str:
     return os.path.join(home, "fastmq")
 
 
+class UnsyncedError(OSError):
+    """What was written cannot be made durable, and cannot be taken back either."""
+
+
 class DataDirectory:
     """An open data directory. Raises BadArgument where it cannot be one, BrokerFailed where another broker has it."""
 
@@ -73,8 +78,7 @@ class DataDirectory:
         self._taken: dict[str, Any] | None = None   # broker.json of restoring/
         self._workers = config.workers
         self._look_at_workers()
-        if not is_locked(self.path / RESTORE):      # else somebody brings it here now, and will ask
-            shutil.rmtree(self.path / RESTORE, ignore_errors=True)
+        _remove_unused(self.path / RESTORE)         # else somebody brings it here now, and will ask
         shutil.rmtree(self.path / TAKEN, ignore_errors=True)
         self._sweep()
 
@@ -208,8 +212,11 @@ class DataDirectory:
         return self._facts
 
     def _write(self, facts: dict[str, Any]) -> None:
-        """From now on these are the facts; on an error the ones before."""
-        write_facts(self.path, facts)
+        """From now on these are the facts; on an OSError the ones before. BrokerFailed where nobody knows which a crash would leave."""
+        try:
+            write_facts(self.path, facts)
+        except UnsyncedError as error:
+            raise BrokerFailed(f"{self.path / FILE} was written anew and cannot be made durable ({error.strerror}); the broker ends") from None
         self._facts = facts
 
     def _look_at_workers(self) -> None:
@@ -218,13 +225,28 @@ class DataDirectory:
     def _sweep(self) -> None:
         """Remove the logs of generations that do not count any more, or never came to count; those that a backup copies go next time."""
         for entry in self.path.glob("logs-*"):
-            if entry.name != f"logs-{self._facts['generation']}" and not is_locked(entry):
-                shutil.rmtree(entry, ignore_errors=True)
+            if entry.name != f"logs-{self._facts['generation']}":
+                _remove_unused(entry)
 
 
 def is_locked(folder: Path) -> bool:
     """Whether somebody works in a folder: a backup in logs, a restore in what it brings."""
     return _is_locked(folder, os.O_DIRECTORY, fcntl.LOCK_EX)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder in which nobody works; nobody begins to meanwhile."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):      # of a file system without locks
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(fd)
 
 
 def has_broker(data: Path) -> bool:
@@ -290,7 +312,10 @@ def _check_facts(facts: dict[str, Any]) -> None:
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Replace broker.json in a folder, durably. It is of the folder's owner, and nobody else reads it: the key is in it."""
+    """Replace broker.json in a folder, durably. It is of the folder's owner, and nobody else reads it: the key is in it.
+
+    Raises OSError; UnsyncedError where it is replaced, but perhaps not durable.
+    """
     fresh = path / (FILE + ".new")
     fresh.unlink(missing_ok=True)
     with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
@@ -301,7 +326,10 @@ def write_facts(path: Path, facts: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(fresh, path / FILE)
-    sync_directory(path)
+    try:
+        sync_directory(path)
+    except OSError as error:
+        raise UnsyncedError(*error.args) from None
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

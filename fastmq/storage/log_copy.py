@@ -9,6 +9,7 @@ A copier that is killed holds nothing back. Runs in the command line.
 """
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -107,11 +108,13 @@ def copy_log(source: str, destination: str, progress: Progress, wait_s: float = 
 
 
 def size_of(folder: str) -> int:
-    """About how many bytes `copy_log` reads."""
-    names = ["checkpoint", *segment_names(Files(), folder)]
-    extents = os.path.join(folder, "extents")
-    blocks = os.stat(extents).st_blocks * 512 if os.path.exists(extents) else 0
-    return blocks + sum(_size(folder, name) for name in names if os.path.exists(os.path.join(folder, name)))
+    """About how many bytes `copy_log` reads; of a log that runs, so what is listed may be gone."""
+    size = 0
+    for name in ("checkpoint", "extents", *segment_names(Files(), folder)):
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(os.path.join(folder, name))
+            size += found.st_blocks * 512 if name == "extents" else found.st_size
+    return size
 
 
 def needed_segments(folder: str, position: int) -> list[str]:

@@ -14,7 +14,7 @@ from fastmq.errors import FastMQError, JournalDamaged
 from fastmq.storage import log_copy
 from fastmq.storage.file_log import FileLog
 from fastmq.storage.journal_reader import JournalReader
-from fastmq.storage.log_copy import copy_log, end_of, needed_segments, share_of
+from fastmq.storage.log_copy import copy_log, end_of, needed_segments, share_of, size_of
 from fastmq.storage.repair import examine
 
 SEGMENT_SIZE = 8192
@@ -135,3 +135,14 @@ def test_missing_segment_is_damage(tmp_path):
         with pytest.raises(JournalDamaged, match=f"{names[at]} is missing"):
             copy_log(str(tmp_path / "log"), str(tmp_path / f"copy{at}"), nothing)
         os.rename(tmp_path / "aside", tmp_path / "log" / names[at])
+
+
+def test_size_is_told_of_a_log_whose_segments_go_meanwhile(tmp_path, monkeypatch):
+    store = store_in(tmp_path / "log", [])
+    store.append()
+    store.close()
+    log = str(tmp_path / "log")
+    size, names = size_of(log), needed_segments(log, 0)
+    assert size >= SEGMENT_SIZE
+    monkeypatch.setattr(log_copy, "segment_names", lambda *arguments: ["journal-0000000000000000", *names])
+    assert size_of(log) == size

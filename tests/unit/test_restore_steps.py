@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fastmq import server
 from fastmq.config import Config
-from fastmq.errors import BadArgument
+from fastmq.errors import BadArgument, BrokerFailed
 from fastmq.server.backup import new_folder, shared_generation
 from fastmq.server.data_directory import EPOCHS_RESTORED, DataDirectory, read_facts, write_facts
 
@@ -194,6 +196,31 @@ def test_full_disk_at_the_last_step_leaves_the_old_data(tmp_path, monkeypatch):
     assert (Path(directory.log_path(0)) / "content").read_text() == "old"
     directory.close()
     assert content(place)[0] == "old"
+
+
+@pytest.mark.parametrize("what", ["new", "old"])
+def test_broker_json_that_is_replaced_and_cannot_be_synced_ends_the_broker(tmp_path, monkeypatch, what):
+    data_directory(tmp_path / "backup", "new", 5)
+    place = tmp_path / "data"
+    data_directory(place, "old", 5)
+    directory = DataDirectory(place, CONFIG)
+    stage(tmp_path / "backup", place)
+    change = partial(directory.replace, CONFIG) if what == "new" else partial(directory._write, directory._facts)
+    replace = os.replace
+
+    def replaced(*arguments):
+        replace(*arguments)
+        patch.setattr(server.data_directory, "sync_directory", failing)
+
+    def failing(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replaced)
+        with pytest.raises(BrokerFailed, match=r"cannot be made durable \(Input/output error\)"):
+            change()
+    directory.close()
+    assert content(place)[0] == what
 
 
 def test_logs_that_a_backup_copies_are_left_by_another_number_of_workers(tmp_path):
