@@ -107,10 +107,9 @@ class Folder:
             self._empty()
 
     def _empty(self) -> None:
+        if not self.is_there():
+            return
         try:
-            found = os.stat(self.path, follow_symlinks=False)
-            if not os.path.samestat(found, os.fstat(self._lock)):
-                return                              # another, of this name
             (self.path / FILE).unlink(missing_ok=True)
             entries = list(self.path.iterdir())
         except FileNotFoundError:
@@ -118,11 +117,19 @@ class Folder:
         for entry in entries:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
+    def is_there(self) -> bool:
+        """Whether its name is still its own: nobody took it, nor made another."""
+        try:
+            return os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._lock))
+        except FileNotFoundError:
+            return False
+
     def remove(self) -> None:
-        """It, too."""
+        """Remove it with what is in it."""
         with contextlib.suppress(OSError), acting_as(self._owner):
-            self._empty()
-            self.path.rmdir()
+            if self.is_there():
+                self._empty()
+                self.path.rmdir()
 
     def close(self) -> None:
         """Unlock it."""
@@ -140,7 +147,7 @@ def new_folder(path: Path, owner: Owner | None = None) -> Iterator[Folder]:
     folder = Folder(path, owner)
     try:
         folder.empty()
-        if not path.exists():
+        if not folder.is_there():
             raise FastMQError(f"{path} was taken by a broker just then; try again", "busy")
         try:
             yield folder
