@@ -40,13 +40,13 @@ class Bench:
         return self.until(LinkKind.L_OUTCOME)
 
     def fill(self) -> None:
-        """Publish until the disk is full; the first segment is there by then."""
+        """Publish until the log wants its second segment, for which there is no room; half of the first one is left."""
         self.publish(record("q", b"first"))
         self.disk.broken = {"fallocate": errno.ENOSPC}
-        while not self.workshop.log.full:
+        for _ in range(60):
             outcome = self.publish(record("q", b"x" * 300))
             assert outcome.held or outcome.refused[0][2] == Code.DISK_FULL
-        self.frontend.turn()
+        wait_until(lambda: self.frontend.turn() is not None and self.workshop.log.full, what="the log is full")
 
     def empty(self) -> None:
         """Make room."""
