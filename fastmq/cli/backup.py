@@ -1,4 +1,4 @@
-"""`fastmq backup` and `fastmq restore`: copies of a data directory, of a broker that runs or not."""
+"""`fastmq backup`: a copy of the data directory of a broker, which runs or not; and what `fastmq restore` shares with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from fastmq.cli.output import say, write_bytes, write_json
+from fastmq.cli.output import write_bytes, write_json
 from fastmq.config import Config
 from fastmq.errors import FastMQError
 from fastmq.server.backup import Copied, back_up
@@ -39,25 +39,6 @@ def command(destination: str, data_dir: str | None, path: str | None, as_json: b
     os.nice(NICE)
     with progress_bar("backup") as progress, said_errors():
         copied = back_up(directory(data_dir, path), destination, progress)
-    tell(copied, as_json)
-
-
-@click.command(epilog=EXIT_STATUS)
-@click.argument("source", metavar="SRC", type=click.Path())
-@click.option("--data-dir", help="The directory to restore to, by default that of `fastmq serve`.")
-@click.option("--replace", "replaces", is_flag=True, help="Also where there is data already, which is lost, and a broker that runs on it.")
-@config_option
-@json_option
-def restore_command(source: str, data_dir: str | None, replaces: bool, path: str | None, as_json: bool) -> None:
-    """Make a data directory what the backup SRC is.
-
-    A broker that runs on it stops its processes, takes the backup, starts them again and keeps its addresses; clients reconnect by themselves.
-    Whatever is killed meanwhile, the directory is either what it was or what SRC is.
-    """
-    from fastmq.server.restore import restore
-
-    with progress_bar("restore") as progress, said_errors():
-        copied = restore(source, directory(data_dir, path), replaces, progress, say)
     tell(copied, as_json)
 
 

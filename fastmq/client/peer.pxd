@@ -33,8 +33,7 @@ cpdef enum Break:
 cdef enum Wait:
     WAIT_UP = 1                             # the session, or the handshake of an events connection, is agreed
     WAIT_REQUEST = 2                        # a request's number: it has its answer
-    WAIT_ROOM = 3                           # bytes of a record: the window takes it,
-    WAIT_WIDE = 11                          # and a batch more
+    WAIT_ROOM = 3                           # bytes of a record: the window takes it
     WAIT_OUTCOME = 4                        # a sequence: it and those before it have outcomes
     WAIT_RUN = 5                            # a consumer's number: a run waits, or none will come
     WAIT_CONSUMING = 6                      # a consumer's number: CONSUME has its answer
@@ -42,6 +41,7 @@ cdef enum Wait:
     WAIT_SENT = 8                           # nothing waits to be sent
     WAIT_EVENT = 9                          # a subscription's number: an event waits, or none will come
     WAIT_ACTIVE = 10                        # a subscription's number: it is active
+    WAIT_WIDE = 11                          # bytes of a record: the window takes it, and a batch more
 
 
 cdef class Peer:

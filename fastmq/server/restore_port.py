@@ -1,10 +1,10 @@
 """How a running broker is asked to take what lies complete in restore/ of its data directory, and what it answers.
 
-Owns: the unix socket `socket` in the data directory, mode 0600. Rules: a connection is the request while
-whoever brought restore/ has it locked; nothing is read from it. The answers are lines of JSON: {"state": "stopping"}: it is taken; {"state":
-"restored"}, then {"state": "serving", "url": ...}; or {"failed": "why"}. The end of the connection without either of the last two is the
-broker's end. One at a time. The supervisor never waits for who asked. Path lengths do not matter: the socket is named through a descriptor of
-its folder. Process: supervisor, and the command line.
+Owns: the unix socket `socket` in the data directory, mode 0600. Rules: a connection is the request while whoever brought restore/ has it
+locked; nothing is read from it. The answers are lines of JSON: {"state": "stopping"}: it is taken; {"state": "restored"}, then {"state":
+"serving", "url": ...}; or {"failed": "why"}. The end of the connection without either of the last two is the broker's end. One at a time. The
+supervisor never waits for who asked. Path lengths do not matter: the socket is named through a descriptor of its folder. Process: supervisor,
+and the command line.
 """
 from __future__ import annotations
 

@@ -91,9 +91,7 @@ cdef bint journal_write_here(Journal* j) noexcept nogil:
     pthread_mutex_unlock(&j.lock)
     if mine:
         write_batch(j)
-        pthread_mutex_lock(&j.lock)
-        j.lent = False
-        pthread_mutex_unlock(&j.lock)
+        give_back(j)
     return mine
 
 
@@ -101,15 +99,19 @@ cdef void journal_news_here(Journal* j) noexcept nogil:
     """What the writer does when it has nothing else to do, which it does not know of where this thread wrote."""
     cdef bint mine
     pthread_mutex_lock(&j.lock)
-    mine = (j.idle and j.mark == 0 and j.failure.error == 0 and j.known < j.durable and j.fd >= 0
-            and j.offset + sizeof(BatchHead) <= j.segment.size)
+    mine = j.idle and j.mark == 0 and j.failure.error == 0 and owes_news(j)
     j.lent = mine
     pthread_mutex_unlock(&j.lock)
     if mine:
         write_news(j)
-        pthread_mutex_lock(&j.lock)
-        j.lent = False
-        pthread_mutex_unlock(&j.lock)
+        give_back(j)
+
+
+cdef void give_back(Journal* j) noexcept nogil:
+    """The writer's place is the writer's again."""
+    pthread_mutex_lock(&j.lock)
+    j.lent = False
+    pthread_mutex_unlock(&j.lock)
 
 
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil:
@@ -252,20 +254,26 @@ cdef Task next_task(Journal* j) noexcept nogil:
         if j.failure.error:
             task = TASK_END
             break
-        if not j.lent and take_fill(j):
-            task = TASK_BATCH
-            break
-        if not j.lent and j.known < j.durable and j.fd >= 0 and j.offset + sizeof(BatchHead) <= j.segment.size:
-            task = TASK_NEWS
-            break
-        if j.closing and not j.lent:
-            task = TASK_END
-            break
+        if not j.lent:
+            if take_fill(j):
+                task = TASK_BATCH
+                break
+            if owes_news(j):
+                task = TASK_NEWS
+                break
+            if j.closing:
+                task = TASK_END
+                break
         j.idle = True
         pthread_cond_wait(&j.work, &j.lock)
         j.idle = False
     pthread_mutex_unlock(&j.lock)
     return task
+
+
+cdef bint owes_news(const Journal* j) noexcept nogil:
+    """Whether what was written last is durable, and no batch says so."""
+    return j.known < j.durable and j.fd >= 0 and j.offset + sizeof(BatchHead) <= j.segment.size
 
 
 cdef bint take_fill(Journal* j) noexcept nogil:
