@@ -69,7 +69,6 @@ class Config:
         2**34, "bytes of shared memory that one worker may use for bodies over 16 KiB; without room they are copied", low=2**22, high=2**40
     )
     frontend_memory_max: int = _setting(8 * 2**30, "bytes of memory a front-end may use before it is restarted", low=2**26, high=2**44)
-    send_high_water_mark: int = _setting(10_000, "frames that may wait for one client before its answers are held back", low=10, high=10**6)
     events_high_water_mark: int = _setting(1000, "event frames that may wait for one subscriber before it loses events", low=1, high=10**6)
 
     def __init__(self, **values: Any) -> None:

@@ -36,9 +36,8 @@ def sid_of(session: bytes) -> int:
 class Peer:
     """One connection of a client."""
 
-    def __init__(self, desk: "Desk", fd: int = 7, accept_count: int = 1, rid: bytes = b"") -> None:
-        self.desk, self.fd, self.accept_count = desk, fd, accept_count
-        self.rid = rid or b"\0%d.%d" % (fd, accept_count)
+    def __init__(self, desk: "Desk", fd: int = 7, number: int = 1) -> None:
+        self.desk, self.address = desk, (fd, number)
         self.session, self.incarnation, self.sequence, self.numbers = b"", 0, 0, 0
 
     @property
@@ -49,12 +48,12 @@ class Peer:
         session = self.session if session is None else session
         incarnation = self.incarnation if incarnation is None else incarnation
         header = msgpack.packb([int(verb), session, incarnation, *fields])
-        self.desk.sessions.receive(self.fd, self.accept_count, self.rid, header, records, frames)
+        self.desk.sessions.receive(*self.address, header, records, frames)
 
     def take(self) -> list:
         """What has come: [verb, public half, incarnation, fields...], with records as the last where there are any."""
         self.desk.turn()
-        return self.desk.frames.pop(self.rid, [])
+        return self.desk.frames.pop(self.address, [])
 
     def hello(self, session=None, incarnation=None, vhost="/", version=1) -> list:
         """Say HELLO; the answer. After WELCOME this connection is the session's."""
@@ -85,13 +84,13 @@ class Peer:
         for _ in range(6):
             self.desk.turn()
         kept, found = [], None
-        for frame in self.desk.frames.pop(self.rid, []):
+        for frame in self.desk.frames.pop(self.address, []):
             if frame[0] in (Verb.REPLY, Verb.ERROR) and frame[3] == number:
                 assert found is None
                 found = frame
             else:
                 kept.append(frame)
-        self.desk.frames[self.rid] = kept
+        self.desk.frames[self.address] = kept
         assert found is not None, f"no answer to {verb!r}; {kept}"
         return found
 
@@ -171,8 +170,8 @@ class Desk:
         self._collect()
 
     def _collect(self) -> None:
-        for rid, header, records in self.sessions.take_output(self.refuse):
-            self.frames[rid].append([*msgpack.unpackb(header), *([] if records is None else [records])])
+        for address, header, records in self.sessions.take_output(self.refuse):
+            self.frames[address].append([*msgpack.unpackb(header), *([] if records is None else [records])])
 
     def _work(self, worker: int, end: Link, kind: int, shard: int, payload: bytes) -> None:
         self.inbox[worker].append((kind, shard, payload))

@@ -224,6 +224,7 @@ cdef class ClientCore(Session):
                 return False
             if run != NULL and taken:
                 run.block = zmtp_take_block(&self.z, &run.block_room)
+                self.large_ns = self.heard_ns
             if run == NULL or taken and run.block == NULL:
                 run_free(run)
                 self.break_off(BREAK_NO_MEMORY)

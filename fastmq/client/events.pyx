@@ -25,7 +25,7 @@ cdef class EventsCore(Peer):
     """Live subscriptions over one connection, without I/O."""
 
     def __cinit__(self):
-        zmtp_init(&self.z, ZMTP_SUB, FRAME_SIZE_IN_MAX)
+        zmtp_init(&self.z, ZMTP_SUB, FRAME_SIZE_IN_MAX, &self.blocks)
         idmap_init(&self.topics)
         idmap_init(&self.subscribers)
         self.next_number = 1

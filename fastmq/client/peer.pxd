@@ -5,6 +5,7 @@
 # is gone, or when `broken` is not 0 (and cuts it). Runs in client processes, under the mutex of the connection.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmq.wire.blocks cimport Blocks
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.zmtp cimport Zmtp
 
@@ -12,6 +13,7 @@ from fastmq.wire.zmtp cimport Zmtp
 cdef enum:
     FRAME_SIZE_IN_MAX = 138412032           # bytes of a frame from the broker: its largest record and what goes with it
     HANDSHAKE_NS = 5000000000               # from the connection to READY
+    IDLE_NS = 5000000000                    # after which blocks that only large messages need are given back
     SILENCE_NS = 15000000000                # without a byte from the broker, which pings every 5 s
     NEVER = 0x7fffffffffffffff
 
@@ -46,10 +48,12 @@ cdef enum Wait:
 
 cdef class Peer:
     cdef Zmtp z
+    cdef Blocks blocks                      # of z, used again
     cdef int broken                         # a Break or ZmtpEvent; 0: the connection is good, or there is none
     cdef bint started
     cdef uint64_t started_ns
     cdef uint64_t heard_ns                  # when bytes were digested last
+    cdef uint64_t large_ns                  # when a large message came last
     cdef uint64_t generation                # raised by every start: what belongs to an earlier one is stale
     cdef Buffer said                        # msgpack [code, text]: what the broker said when it refused; kept until the next refusal
 

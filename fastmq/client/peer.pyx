@@ -2,6 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from fastmq.wire.blocks cimport blocks_free
 from fastmq.wire.buffer cimport buffer_clear, buffer_free
 from fastmq.wire.msgpack cimport mp_array, mp_str
 from fastmq.wire.zmtp cimport (
@@ -47,6 +48,7 @@ cdef class Peer:
 
     def __dealloc__(self):
         zmtp_free(&self.z)
+        blocks_free(&self.blocks)
         buffer_free(&self.said)
 
     cdef void start(self, uint64_t now) noexcept nogil:
@@ -64,6 +66,8 @@ cdef class Peer:
     cdef void digest(self, uint64_t now) noexcept nogil:
         cdef int event
         self.heard_ns = now
+        if self.blocks.size and now >= self.large_ns + IDLE_NS:        # a PING comes each 5 s
+            blocks_free(&self.blocks)
         while not self.broken:
             event = zmtp_next(&self.z)
             if event == ZMTP_MESSAGE:

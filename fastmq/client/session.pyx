@@ -34,7 +34,7 @@ cdef class Session(Peer):
 
     def __cinit__(self, str vhost="/", str name=""):
         cdef bytes raw
-        zmtp_init(&self.z, ZMTP_DEALER, FRAME_SIZE_IN_MAX)
+        zmtp_init(&self.z, ZMTP_DEALER, FRAME_SIZE_IN_MAX, &self.blocks)
         publishes_init(&self.publishes)
         requests_init(&self.requests)
         idmap_init(&self.consumers)
@@ -306,7 +306,7 @@ cdef class Session(Peer):
 
     cdef void free_run(self, Run* run) noexcept nogil:
         if run != NULL:
-            blocks_give(&self.z.blocks, run.block, run.block_room)
+            blocks_give(&self.blocks, run.block, run.block_room)
             run.block = NULL
             run_free(run)
 

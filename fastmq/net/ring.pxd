@@ -72,6 +72,7 @@ cdef class Link:
     cdef void ring_bell(self) noexcept nogil
     cdef bint prepare_sleep(self) noexcept nogil
     cdef void awake(self) noexcept nogil
+    cdef void stay_awake(self) noexcept nogil
     # private
     cdef uint8_t* room(self, size_t need, uint64_t* taken) noexcept nogil
     cdef bint flush_large(self, LinkHead* head, const uint8_t* payload) noexcept nogil

@@ -349,12 +349,16 @@ cdef class Link:
     cdef void awake(self) noexcept nogil:
         """This end does not sleep any more: the other need not ring. Drains the bell."""
         cdef uint64_t count
+        self.stay_awake()
+        if self.own_bell >= 0:
+            read(self.own_bell, &count, 8)
+
+    cdef void stay_awake(self) noexcept nogil:
+        """`awake`, for who drains the bell when it has rung."""
         if fmq_load32(&self.incoming.consumer_sleeps):
             fmq_store32(&self.incoming.consumer_sleeps, 0)
         if fmq_load32(&self.out.producer_waits):
             fmq_store32(&self.out.producer_waits, 0)
-        if self.own_bell >= 0:
-            read(self.own_bell, &count, 8)
 
     # ---- from Python: tests, and messages that are rare
 

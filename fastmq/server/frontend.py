@@ -1,8 +1,8 @@
 """A front-end's process: `python -m fastmq.server.frontend FD`.
 
-Owns: the ROUTER and XPUB sockets with their options, the bells of its links, its control socket. Rules: what the control socket says is
-documented in server/control.py; between two of its messages FrontendLoop works without the GIL; no socket is without the limits below. Ends
-when told, and when the supervisor has gone.
+Owns: the sockets that clients connect to, the XPUB socket with its options, the bells of its links, its control socket. Rules: what the
+control socket says is documented in server/control.py; between two of its messages FrontendLoop works without the GIL; no socket is without
+the limits below. Ends when told, and when the supervisor has gone.
 """
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import contextlib
 import errno
 import os
 import resource
+import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import zmq
@@ -19,14 +21,14 @@ from fastmq.config import Config
 from fastmq.net.arena import ArenaView
 from fastmq.net.ring import Link, make_link_fds
 from fastmq.server.child import begin, give_back_memory
+from fastmq.server.connections import Connections
 from fastmq.server.control import Control
 from fastmq.server.events import EventsThread
-from fastmq.server.frontend_loop import MONITORED, FrontendLoop
+from fastmq.server.frontend_loop import FrontendLoop
 from fastmq.server.live import SUBSCRIPTION_SIZE_MAX
 from fastmq.server.log import Log
 from fastmq.server.sessions import Sessions
 from fastmq.server.unix_socket import CannotListen, SocketFile, bind_unix
-from fastmq.wire.limits import Limit
 
 TICK_NS = 100_000_000           # between two ticks under load
 IDLE_TICK_NS = 1_000_000_000    # and without
@@ -34,21 +36,20 @@ FILL_BYTES_NS = 4               # that strangers may fill memory with in a nanos
 DRAIN_NS = 800_000_000        # at most, for the answers to what was taken before a drain
 DRAIN_LOOK_NS = 5_000_000       # between two looks whether all of it has been answered
 FAREWELL_NS = 200_000_000       # at most, for clients to take CLOSING
-LINGER_MS = 200                 # at most, for what libzmq still holds when the sockets are closed
 RETRY_S = 0.05                  # between two tries to bind an address that is in use
 HANDSHAKE_MS = 5_000
 HEARTBEAT_MS = 5_000
 HEARTBEAT_TIMEOUT_MS = 15_000
 BACKLOG = 4_096                 # connections that wait to be accepted: a reconnect storm
 SUBSCRIPTIONS_AHEAD = 1         # that libzmq reads ahead: with more it takes in what one connection sends without ever coming back from it
-RECEIVE_MARK = 256              # messages of one connection that libzmq reads ahead
 DESCRIPTORS_SPARE = 64          # that are not for clients
+MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
 log = Log("front-end")
 
 
 def raise_descriptor_limit(config: Config) -> None:
-    """Raise the number of descriptors: at the limit libzmq has no good answer of its own."""
+    """Raise the number of descriptors: at the limit libzmq, which has the live events, has no good answer of its own."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.descriptors + DESCRIPTORS_SPARE
     if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -58,24 +59,29 @@ def raise_descriptor_limit(config: Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard != resource.RLIM_INFINITY else wanted, hard))
 
 
-def make_socket(context: zmq.Context[Any], kind: int, frame_size_max: int, config: Config, send_mark: int) -> zmq.Socket[Any]:
-    """A socket that strangers may connect to."""
-    socket = context.socket(kind)
+def make_xpub(context: zmq.Context[Any], config: Config) -> zmq.Socket[Any]:
+    """The socket of live events, which strangers may connect to."""
+    xpub = context.socket(zmq.XPUB)
     options = {
-        zmq.MAXMSGSIZE: frame_size_max,
+        zmq.XPUB_VERBOSER: 1,
+        zmq.XPUB_MANUAL: 1,
+        zmq.MAXMSGSIZE: SUBSCRIPTION_SIZE_MAX + 16,
         zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
         zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
         zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
         zmq.TCP_KEEPALIVE: 1,
         zmq.BACKLOG: BACKLOG,
-        zmq.SNDHWM: send_mark,
-        zmq.RCVHWM: RECEIVE_MARK,
+        zmq.SNDHWM: config.events_high_water_mark,
+        zmq.RCVHWM: SUBSCRIPTIONS_AHEAD,
         zmq.LINGER: 0,
         zmq.IPV6: int(":" in config.host),
     }
     for option, value in options.items():
-        socket.setsockopt(option, value)
-    return socket
+        xpub.setsockopt(option, value)
+    if config.unix.startswith("@"):             # an abstract socket has no permissions
+        for user in {0, os.geteuid()}:
+            xpub.setsockopt(zmq.IPC_FILTER_UID, user)
+    return xpub
 
 
 def monitor_of(socket: zmq.Socket[Any], name: str) -> zmq.Socket[Any]:
@@ -89,22 +95,41 @@ def monitor_of(socket: zmq.Socket[Any], name: str) -> zmq.Socket[Any]:
     return monitor
 
 
-def bind(socket: zmq.Socket[Any], host: str, port: int, retry_s: float, setting: str) -> int:
+def bind(listen: Callable[[int], int], shown: str, port: int, retry_s: float, setting: str) -> int:
     """Bind to a port, 0 for a free one; the port. An address in use is tried again for `retry_s`. Raises CannotListen."""
-    shown = f"[{host}]" if ":" in host else host
     deadline = time.monotonic() + retry_s
     while True:
         try:
-            socket.bind(f"tcp://{shown}:{port or '*'}")
-            break
-        except zmq.ZMQError as error:
+            return listen(port)
+        except OSError as error:                # zmq.ZMQError is one
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
                 time.sleep(RETRY_S)
                 continue
-            raise CannotListen(f"cannot listen on {shown}:{port} ({setting}): {error.strerror}") from None
-    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
-    assert isinstance(endpoint, bytes)
-    return int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+            raise CannotListen(f"cannot listen on {shown}:{port} ({setting}): {os.strerror(error.errno or 0)}") from None
+
+
+def address_of(host: str, setting: str) -> str:
+    """The address that a host of the settings means: itself, `*` (all), or what its name is resolved to. Raises CannotListen."""
+    if host == "*":
+        return "0.0.0.0"
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host} ({setting}): {error.strerror}") from None
+    return str(found[0][4][0])
+
+
+def listener(family: int, address: Any) -> socket.socket:
+    """A socket that listens."""
+    made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 class Frontend:
@@ -123,27 +148,17 @@ class Frontend:
         self._done = 0                                  # requests and deliveries at the last tick
         self._rested = False
         self._context: zmq.Context[Any] = zmq.Context(1)
-        self._router = make_socket(self._context, zmq.ROUTER, Limit.FRAME_SIZE_MAX, config, config.send_high_water_mark)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._xpub = make_socket(self._context, zmq.XPUB, SUBSCRIPTION_SIZE_MAX + 16, config, config.events_high_water_mark)
-        self._xpub.setsockopt(zmq.XPUB_VERBOSER, 1)
-        self._xpub.setsockopt(zmq.XPUB_MANUAL, 1)
-        self._xpub.setsockopt(zmq.RCVHWM, SUBSCRIPTIONS_AHEAD)
-        self._monitors = [monitor_of(self._router, "router"), monitor_of(self._xpub, "xpub")]
-        self.port = bind(self._router, host, port, start["bind_retry_s"], "port")
-        if events_port < 0:
-            events_port = port + 1 if port else 0
-        self.events_port = bind(self._xpub, host, events_port, start["bind_retry_s"], "events_port")
+        self._xpub = make_xpub(self._context, config)
+        self._monitor = monitor_of(self._xpub, "xpub")
+        self._listeners: list[tuple[socket.socket, bool]] = []      # and whether only the broker's user may connect
         self._files: list[SocketFile] = []
-        if config.unix:
-            self._files += bind_unix(self._router, config.unix, int(config.unix_mode, 8))
-            self._files += bind_unix(self._xpub, config.unix_events, int(config.unix_mode, 8))
+        self._listen(config, host, port, events_port, start["bind_retry_s"])
 
         memory, self._own_bell, events_bell = make_link_fds(4 * config.ring_size)
         self._events_bells = [self._own_bell, events_bell]
         link = Link.open(memory, self._own_bell, events_bell, False)
         self._events = EventsThread(
-            self._xpub, self._monitors[1], Link.open(memory, events_bell, self._own_bell, True), config.patterns_max
+            self._xpub, self._monitor, Link.open(memory, events_bell, self._own_bell, True), config.patterns_max
         )
         os.close(memory)
         self._sessions = Sessions(
@@ -152,9 +167,44 @@ class Frontend:
         self._sessions.events_endpoint = f"tcp://{f'[{host}]' if ':' in host else host}:{self.events_port}"
         if config.unix:
             self._sessions.unix_events_endpoint = f"ipc://{config.unix_events}"
-        self._loop = FrontendLoop(self._sessions, self._router, self._monitors[0])
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._connections = Connections(self._sessions, self._listeners, descriptors - DESCRIPTORS_SPARE)
+        self._loop = FrontendLoop(self._sessions, self._connections)
         self._sessions.requests.loop_counters = self._counters
         self._accept_failed = 0
+
+    def _listen(self, config: Config, host: str, port: int, events_port: int, retry_s: float) -> None:
+        """Bind everything that clients connect to. Raises CannotListen."""
+        address = address_of(host, "host")
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        shown = f"[{address}]" if ":" in address else address
+
+        def listen(port: int) -> int:
+            self._listeners.append((listener(family, (address, port)), False))
+            return int(self._listeners[-1][0].getsockname()[1])
+
+        def listen_for_events(port: int) -> int:
+            self._xpub.bind(f"tcp://{shown}:{port or '*'}")
+            endpoint = self._xpub.getsockopt(zmq.LAST_ENDPOINT)
+            assert isinstance(endpoint, bytes)
+            return int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+
+        def listen_unix(path: str) -> None:
+            abstract = path.startswith("@")
+            name = "\0" + path[1:] if abstract else path
+            self._listeners.append((listener(socket.AF_UNIX, name), abstract))
+
+        def listen_unix_for_events(path: str) -> None:
+            self._xpub.bind(f"ipc://{path}")
+
+        self.port = bind(listen, shown, port, retry_s, "port")
+        if events_port < 0:
+            events_port = port + 1 if port else 0
+        self.events_port = bind(listen_for_events, shown, events_port, retry_s, "events_port")
+        if config.unix:
+            mode = int(config.unix_mode, 8)
+            self._files += bind_unix(listen_unix, config.unix, mode)
+            self._files += bind_unix(listen_unix_for_events, config.unix_events, mode)
 
     def run(self) -> None:
         """Until told to stop. EOFError and OSError: the supervisor has gone."""
@@ -178,13 +228,14 @@ class Frontend:
                     self._say_farewell()
 
     def _counters(self) -> dict[str, int]:
-        return {"connections": self._loop.accepted, "connections_failed": self._loop.accept_failed}
+        return {"connections": self._connections.accepted, "connections_failed": self._connections.accept_failed}
 
     def _watch_descriptors(self) -> None:
-        """Say so when the system refuses connections, for want of descriptors as a rule: libzmq itself goes on trying, at full speed."""
-        if self._loop.accept_failed != self._accept_failed:
-            failed, self._accept_failed = self._loop.accept_failed - self._accept_failed, self._loop.accept_failed
-            log.say(f"{failed} connections could not be accepted; descriptors ({self._descriptors}) is the setting that bounds them")
+        """Say so when connections cannot be accepted, for want of descriptors as a rule; those who come meanwhile wait."""
+        if self._connections.accept_failed != self._accept_failed:
+            self._accept_failed = self._connections.accept_failed
+            log.say(f"{self._connections.count} connections, and more cannot be accepted; descriptors ({self._descriptors}) is the setting "
+                    f"that bounds them")
 
     def _hear(self) -> None:
         """Do what the supervisor says."""
@@ -207,7 +258,7 @@ class Frontend:
 
     def _link(self, worker: int, memory: int, own_bell: int, other_bell: int, arena: int) -> None:
         self._bells[worker] = [own_bell, other_bell]
-        self._sessions.attach(worker, Link.open(memory, own_bell, other_bell, False), ArenaView(arena, own_bell))
+        self._sessions.attach(worker, Link.open(memory, own_bell, other_bell, False), ArenaView(arena))
         os.close(memory)
         os.close(arena)
         self._look_at_bells()
@@ -215,13 +266,14 @@ class Frontend:
     def _unlink(self, worker: int) -> None:
         """The worker has died, or gets a fresh link."""
         self._sessions.detach(worker)
-        for bell in self._bells.pop(worker, ()):
-            os.close(bell)
+        bells = self._bells.pop(worker, ())
         self._look_at_bells()
+        for bell in bells:
+            os.close(bell)
 
     def _watch_memory(self) -> int:
-        """How many bytes of memory are left; the end where more than the setting allows is in use. Not RLIMIT_DATA: libzmq reserves what a
-        frame's head announces, so that limit is reached by a few strangers who announce much and send nothing."""
+        """How many bytes of memory are left; the end where more than the setting allows is in use. Not RLIMIT_DATA: what is reserved for a
+        large frame is not used before it comes, so that limit is reached by a few strangers who announce much and send nothing."""
         with open("/proc/self/statm", "rb") as statm:
             _, resident, shared, *_ = map(int, statm.read().split())
         resident = (resident - shared) * resource.getpagesize()         # arenas and rings are the workers'
@@ -233,11 +285,12 @@ class Frontend:
         """Give memory back once, when nothing has happened since the last tick."""
         done = self._sessions.received + self._sessions.delivered
         if done == self._done and not self._rested:
+            self._connections.rest()
             give_back_memory()
         self._rested, self._done = done == self._done, done
 
     def _look_at_bells(self) -> None:
-        self._loop.look_at(self._control.fileno(), [self._own_bell, *(own for own, _ in self._bells.values())])
+        self._connections.look_at(self._control.fileno(), [self._own_bell, *(own for own, _ in self._bells.values())])
 
     def _say_farewell(self) -> None:
         """What was taken has been answered, or waited for long enough: tell the clients, then the supervisor."""
@@ -247,16 +300,14 @@ class Frontend:
         self._control.send({"op": "drained"})
 
     def close(self) -> None:
-        """Give libzmq a moment for what it holds, then close everything."""
+        """Close everything."""
         self._events.stop()
         for file in self._files:            # while they are still listened on, so that nobody else takes them for a dead broker's
             file.remove()
-        for socket in (self._router, self._xpub):
-            socket.disable_monitor()
-        self._router.close(linger=LINGER_MS)
+        self._connections.stop_listening()
+        self._xpub.disable_monitor()
         self._xpub.close(linger=0)
-        for monitor in self._monitors:
-            monitor.close(linger=0)
+        self._monitor.close(linger=0)
         self._context.term()
 
 

@@ -2,7 +2,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmq.server.outbox cimport Outbox, Source
-from fastmq.server.session cimport Session
+from fastmq.server.session cimport Address, Session
 from fastmq.server.workers cimport Workers
 from fastmq.wire.idmap cimport IdMap
 
@@ -18,7 +18,7 @@ cdef class Membership(Outbox):
     cdef IdMap by_fd                    # fd + 1 -> Session* that lives on it
     cdef dict _vanished                 # sids without a connection, in the order they lost it
     cdef dict _spare                    # those of them that owned no queues then, in the same order
-    cdef dict _homes                    # sid -> (descriptor, accept count) of the connection of its last HELLO, which may be gone
+    cdef dict _homes                    # sid -> (descriptor, number) of the connection of its last HELLO, which may be gone
     cdef dict _at_home                  # the other way round: -> how many they are
     cdef dict _spare_at_home            # and -> those of them in `_spare`, in the same order
     # counters, of requests
@@ -28,7 +28,8 @@ cdef class Membership(Outbox):
     cdef readonly uint64_t bad_incarnation
     cdef readonly uint64_t sessions_refused     # HELLOs, for want of room
 
-    cdef void lose_connection(self, int fd, uint32_t accept_count) noexcept nogil
+    cdef Session* find_at(self, int fd) noexcept nogil
+    cdef void lose_connection(self, const Address* address) noexcept nogil
     cdef void cold_hello(self, const Source* source, const uint8_t* header, size_t header_size) noexcept with gil
     cdef void hello(self, const Source* source, bytes header) except *
     cdef void make_room(self, const Source* source) except *

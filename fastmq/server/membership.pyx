@@ -1,7 +1,7 @@
 """The life of sessions: HELLO, the connection that a session belongs to, its end.
 
 Owns: which session lives on which connection, and those that have none any more. Rules: HELLO is the only way in; one that is not above the
-session's incarnation changes nothing; a session belongs to the connection (descriptor and accept count) of its last HELLO; without one it is
+session's incarnation changes nothing; a session belongs to the connection (its Address) of its last HELLO; without one it is
 kept for `resume_s`, or until its place is needed, unless it owns queues. A connection that begins another session leaves the one before it
 behind, and may have so many. Runs in front-ends.
 
@@ -13,12 +13,11 @@ behind, and may have so many. Runs in front-ends.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 import msgpack
 
 from fastmq.server.accounts cimport account_init, account_trim, account_void
-from fastmq.server.session cimport Meter, session_drop_frames
+from fastmq.server.session cimport Address, address_same, session_drop_frames
 from fastmq.wire.idmap cimport idmap_free, idmap_get, idmap_put, idmap_remove
 from fastmq.wire.limits cimport PROTOCOL_VERSION
 from fastmq.wire.link cimport L_SESSION_END, LinkSessionEnd
@@ -83,8 +82,6 @@ cdef class Membership(Outbox):
             raise Refused(f"this broker speaks version {int(PROTOCOL_VERSION)} of the protocol, not {version}", "version")
         if self.closing:
             raise Refused("the broker is stopping; connect again when it is back", "closing-down")
-        if source.fd < 0:
-            raise Refused("libzmq does not tell which connection this is", "internal")
         if vhost not in VHOSTS:
             raise Refused(f"there is no virtual host {vhost!r}", "no-vhost")
         if not source.has_session:
@@ -107,7 +104,7 @@ cdef class Membership(Outbox):
         if not 0 < source.incarnation <= INCARNATION_MAX:
             self.bad_incarnation += 1
             raise Refused(f"incarnation {source.incarnation}: a HELLO has one from 1 to {int(INCARNATION_MAX)}", "bad-incarnation")
-        if s == NULL or self._homes.get(source.sid) != (source.fd, source.accept_count):
+        if s == NULL or self._homes.get(source.sid) != (source.address.fd, source.address.number):
             self.make_room(source)
         if s == NULL:
             s = self.open_session(source.sid, source.proof)
@@ -126,8 +123,8 @@ cdef class Membership(Outbox):
 
     cdef void make_room(self, const Source* source) except *:
         """See that the connection has room for one session more. The longest there that owns nothing goes; raises Refused if all own queues."""
-        cdef Session* s = <Session*> <size_t> idmap_get(&self.by_fd, source.fd + 1, 0)
-        home = source.fd, source.accept_count
+        cdef Session* s = self.find_at(source.address.fd)
+        home = source.address.fd, source.address.number
         if self._at_home.get(home, 0) < self.config.connection_sessions_max:
             return
         spare = self._spare_at_home.get(home, ())
@@ -135,7 +132,7 @@ cdef class Membership(Outbox):
         while sid and self.requests.owns_queues(sid):       # since then
             self.set_spare(sid, False)
             sid = next(iter(spare), 0)
-        if not sid and s != NULL and s.accept_count == source.accept_count and not self.requests.owns_queues(s.sid):
+        if not sid and s != NULL and s.address.number == source.address.number and not self.requests.owns_queues(s.sid):
             sid = s.sid
         if sid:
             s = self.find(sid)
@@ -186,42 +183,36 @@ cdef class Membership(Outbox):
         s = <Session*> calloc(1, sizeof(Session))
         if s == NULL:
             raise MemoryError
-        s.meter = <Meter*> calloc(1, sizeof(Meter))
-        if s.meter == NULL or not idmap_put(&self.by_sid, sid, <uint64_t> <size_t> s):
-            free(s.meter)
+        if not idmap_put(&self.by_sid, sid, <uint64_t> <size_t> s):
             free(s)
             raise MemoryError
-        s.meter.holders = 1
         s.sid = sid
         s.proof = proof
-        s.fd = -1
+        s.address.fd = -1
         account_init(&s.account, self.config.publish_window_messages, self.config.publish_window_bytes)
         return s
 
     cdef void accept(self, Session* s, const Source* source, uint32_t incarnation, str name) except *:
         """A HELLO is accepted: what the session did before it ends, and it lives on this connection now."""
-        cdef Session* other = <Session*> <size_t> idmap_get(&self.by_fd, source.fd + 1, 0)
+        cdef Session* other = self.find_at(source.address.fd)
         if other != NULL and other != s:
             self.vanish(other)
-        if s.fd >= 0:                       # otherwise that was done when it lost its connection
+        if s.address.fd >= 0:               # otherwise that was done when it lost its connection
             self.requests.session_ended(s.sid, forget=False)
             self.end_at_workers(s, False)
         self.leave_connection(s)
         self._vanished.pop(s.sid, None)
         self.set_spare(s.sid, False)
-        if not idmap_put(&self.by_fd, source.fd + 1, <uint64_t> <size_t> s):
+        if not idmap_put(&self.by_fd, source.address.fd + 1, <uint64_t> <size_t> s):
             raise MemoryError
-        self.move_home(s.sid, (source.fd, source.accept_count))
-        s.fd = source.fd
-        s.accept_count = source.accept_count
-        s.rid_size = source.rid_size
-        memcpy(s.rid, source.rid, source.rid_size)
+        self.move_home(s.sid, (source.address.fd, source.address.number))
+        s.address = source.address
         s.hello = incarnation
         s.incarnation = incarnation
         s.told_closing = False
         self.requests.session_began(s.sid, incarnation, name)
         packb = msgpack.packb
-        over_unix = self.unix_events_endpoint and socket_is_unix(source.fd)
+        over_unix = self.unix_events_endpoint and socket_is_unix(source.address.fd)
         self.say(s, WELCOME, 6, b"".join((
             packb(s.sid.to_bytes(8) + s.proof.to_bytes(8)), packb(int(PROTOCOL_VERSION)),
             packb(LIMITS),
@@ -229,9 +220,11 @@ cdef class Membership(Outbox):
 
     cdef void leave_connection(self, Session* s) noexcept nogil:
         """The session has no connection; what waits to be sent and what is open is forgotten."""
-        if s.fd >= 0:
-            idmap_remove(&self.by_fd, s.fd + 1)
-            s.fd = -1
+        if s.address.fd >= 0:
+            self.keep_begun(s)
+            idmap_remove(&self.by_fd, s.address.fd + 1)
+            s.address.fd = -1
+        s.waiting = False
         session_drop_frames(s)
         account_void(&s.account)
         account_trim(&s.account)
@@ -250,7 +243,7 @@ cdef class Membership(Outbox):
 
     cdef void vanish(self, Session* s):
         """The connection is gone, or not to be served any more: what the session did ends; it is kept for `resume_s`."""
-        if s.fd < 0:
+        if s.address.fd < 0:
             return
         self.leave_connection(s)
         self.end_at_workers(s, False)
@@ -284,13 +277,20 @@ cdef class Membership(Outbox):
                 break
             self.forget(s)
 
-    def connection_lost(self, int fd, uint32_t accept_count) -> None:
-        """A connection has ended, and everything that came over it was received."""
-        self.lose_connection(fd, accept_count)
+    cdef Session* find_at(self, int fd) noexcept nogil:
+        """The session that lives on the connection of this descriptor, or NULL."""
+        return <Session*> <size_t> idmap_get(&self.by_fd, fd + 1, 0)
 
-    cdef void lose_connection(self, int fd, uint32_t accept_count) noexcept nogil:
-        cdef Session* s = <Session*> <size_t> idmap_get(&self.by_fd, fd + 1, 0)
-        if s != NULL and s.accept_count == accept_count:
+    def connection_lost(self, int fd, uint32_t number) -> None:
+        """A connection has ended, and everything that came over it was received."""
+        cdef Address address
+        address.fd = fd
+        address.number = number
+        self.lose_connection(&address)
+
+    cdef void lose_connection(self, const Address* address) noexcept nogil:
+        cdef Session* s = self.find_at(address.fd)
+        if s != NULL and address_same(&s.address, address):
             self.lose(s)
 
     def resend_all(self) -> None:
@@ -299,7 +299,7 @@ cdef class Membership(Outbox):
         cdef Session* s
         for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
             s = <Session*> <size_t> self.by_sid.entries[i].value
-            if self.by_sid.entries[i].key == 0 or s.fd < 0:
+            if self.by_sid.entries[i].key == 0 or s.address.fd < 0:
                 continue
             self.flush_outcomes(s)
             s.incarnation += 1

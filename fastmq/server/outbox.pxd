@@ -1,16 +1,13 @@
 # What a front-end has to send: frames of sessions, in order, and frames that belong to no session.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmq.server.session cimport CODES, CodeText, Frame, Session, SessionList
+from fastmq.server.session cimport CODES, Address, CodeText, Frame, Session, SessionList
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.idmap cimport IdMap
 
 
 cdef struct Source:                     # where a request came from, and what its header begins with
-    int fd
-    uint32_t accept_count
-    const uint8_t* rid
-    uint32_t rid_size
+    Address address                     # of its connection
     uint64_t sid
     uint64_t proof
     uint64_t incarnation
@@ -30,14 +27,12 @@ cdef class Outbox:
     cdef CodeText[CODES] codes
     cdef IdMap by_sid                   # sid -> Session*
     cdef SessionList ready              # sessions that have something to send
-    cdef SessionList slow               # sessions whose clients take no more for now
     cdef Session* later                 # sessions with decided ranges that wait for the gaps between them to close
     cdef Frame* strays                  # frames that belong to no session, oldest first
     cdef Frame* strays_last
     cdef uint32_t strays_count
     # counters
     cdef readonly uint64_t too_slow     # sessions ended because their clients did not read
-    cdef readonly uint64_t unreachable  # sessions ended because their connection was gone
     cdef readonly uint64_t strays_dropped
 
     cdef Session* find(self, uint64_t sid) noexcept nogil
@@ -45,9 +40,9 @@ cdef class Outbox:
     cdef Session* next_ready(self) noexcept nogil
     cdef void sent(self, Session* s) noexcept nogil
     cdef void hold(self, Session* s) noexcept nogil
-    cdef void retry_slow(self) noexcept nogil
+    cdef void release(self, Session* s) noexcept nogil
+    cdef void retry_later(self) noexcept nogil
     cdef int wait_at_most(self) noexcept nogil
-    cdef void lost_route(self, Session* s) noexcept nogil
     cdef Frame* next_stray(self) noexcept nogil
     # for whoever has something to say
     cdef void list_ready(self, Session* s) noexcept nogil
@@ -56,6 +51,8 @@ cdef class Outbox:
     cdef void error_head(self, Session* s, const Source* source, uint32_t code, uint64_t incarnation, Buffer* header) noexcept nogil
     cdef void add_error(self, Session* s, const Source* source, Buffer* header) noexcept nogil
     cdef void add_stray(self, const Source* source, Buffer* header) noexcept nogil
+    cdef void append_stray(self, Frame* f) noexcept nogil
+    cdef void keep_begun(self, Session* s) noexcept nogil
     cdef void answer_code(self, Session* s, const Source* source, uint32_t code, uint64_t incarnation) noexcept nogil
     cdef void refuse(self, Session* s, const Source* source, int code, str text)
     cdef void say(self, Session* s, int verb, int fields, bytes packed)

@@ -5,15 +5,13 @@ nobody else, and is bounded: past REPLIES_WAITING_MAX frames that are not delive
 an answer to a request that belongs to no session goes to the connection it came from. Runs in front-ends.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport malloc
-from libc.string cimport memcpy
 
 import msgpack
 
 from fastmq.server.session cimport (
     CODES,
-    REPLIES_WAITING_MAX, fmq_meter_get, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm,
-    session_drop_first, session_finish_delivery, session_free, session_header, write_run,
+    REPLIES_WAITING_MAX, address_same, frame_free, frame_make, list_add, list_add_first, list_take, session_append, session_confirm,
+    session_drop_first, session_finish_delivery, session_free, session_header, session_take_first, write_run,
 )
 from fastmq.server.workers cimport padded
 from fastmq.wire.buffer cimport buffer_add, buffer_free, buffer_init
@@ -33,7 +31,6 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     STRAYS_MAX = 4096                   # frames without a session that may wait in one turn
     LATER_MS = 2                        # see RANGES_WAIT_NS
-    SLOW_MS = 10                        # between two tries to send to a client that takes no more
     TEXT_SIZE_MAX = 1024                # bytes of an error's sentence
 
 
@@ -65,7 +62,7 @@ cdef class Outbox:
         cdef size_t i
         cdef Frame* f
         cdef Session* s
-        self.retry_slow()
+        self.retry_later()
         s = list_take(&self.ready)
         while s != NULL:                        # those that have ended stand in no map any more
             s.listed = False
@@ -99,7 +96,7 @@ cdef class Outbox:
             list_add_first(&self.ready, s)
 
     cdef void free_if_ended(self, Session* s) noexcept nogil:
-        if s.ended and not s.listed and not s.waiting and not s.later:
+        if s.ended and not s.listed and not s.later:
             session_free(s)
 
     cdef Session* next_ready(self) noexcept nogil:
@@ -107,7 +104,7 @@ cdef class Outbox:
         cdef Session* s = list_take(&self.ready)
         while s != NULL:
             s.listed = False
-            if not s.ended and s.fd >= 0:
+            if not s.ended and s.address.fd >= 0:
                 if not session_finish_delivery(s):
                     self.out_of_memory = True
                 if s.account.due and not s.account.telling and not session_confirm(s, self.codes, self.now_ns, self.closing):
@@ -128,20 +125,18 @@ cdef class Outbox:
             self.list_ready(s)
 
     cdef void hold(self, Session* s) noexcept nogil:
-        """A session from `next_ready` whose client takes no more for now."""
-        if not s.waiting:
-            s.waiting = True
-            list_add(&self.slow, s)
+        """A session from `next_ready` whose client takes no more until `release`."""
+        s.waiting = True
 
-    cdef void retry_slow(self) noexcept nogil:
-        """Try again to send to those who took no more, and tell what was to be told a little later."""
-        cdef Session* s = list_take(&self.slow)
+    cdef void release(self, Session* s) noexcept nogil:
+        """The client takes something again."""
+        s.waiting = False
+        self.list_ready(s)
+
+    cdef void retry_later(self) noexcept nogil:
+        """Tell what was to be told a little later."""
+        cdef Session* s = self.later
         cdef Session* after
-        while s != NULL:
-            s.waiting = False
-            self.list_ready(s)
-            s = list_take(&self.slow)
-        s = self.later
         self.later = NULL
         while s != NULL:
             after = s.next_later
@@ -149,19 +144,12 @@ cdef class Outbox:
             self.list_ready(s)
             s = after
 
-    cdef void lost_route(self, Session* s) noexcept nogil:
-        """libzmq says that the session's connection is gone."""
-        self.unreachable += 1
-        self.lose(s)
-
     cdef int wait_at_most(self) noexcept nogil:
-        """Milliseconds after which `retry_slow` should be called; -1: it has nothing to do."""
-        if self.later != NULL:
-            return LATER_MS
-        return SLOW_MS if self.slow.first != NULL else -1
+        """Milliseconds after which `retry_later` should be called; -1: it has nothing to do."""
+        return LATER_MS if self.later != NULL else -1
 
     cdef void bound_waiting(self, uint64_t size_max) noexcept nogil:
-        """End the sessions for which most waits, here and in libzmq, until it is no more than `size_max` bytes in all."""
+        """End the sessions for which most waits until it is no more than `size_max` bytes in all."""
         cdef uint64_t total, size, largest
         cdef Session* s
         cdef Session* worst
@@ -172,9 +160,9 @@ cdef class Outbox:
             worst = NULL
             for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
                 s = <Session*> <size_t> self.by_sid.entries[i].value
-                if self.by_sid.entries[i].key == 0 or s.fd < 0:
+                if self.by_sid.entries[i].key == 0 or s.address.fd < 0:
                     continue
-                size = s.frames_size + s.records.size + fmq_meter_get(&s.meter.size)
+                size = s.frames_size + s.records.size
                 total += size
                 if size > largest:
                     largest = size
@@ -184,10 +172,10 @@ cdef class Outbox:
             self.end_slow(worst)
 
     cdef void end_slow(self, Session* s) noexcept nogil:
-        """The client does not read: end its session, and its connection, so that libzmq lets go of what it holds."""
+        """The client does not read: end its session, and its connection."""
         self.too_slow += 1
         if self.cuts_connections:
-            shutdown(s.fd, SHUT_RDWR)       # should it be another one's by now, that one connects again
+            shutdown(s.address.fd, SHUT_RDWR)
         self.lose(s)
 
     cdef void lose(self, Session* s) noexcept with gil:
@@ -206,9 +194,9 @@ cdef class Outbox:
 
     cdef void add_frame(self, Session* s, Buffer* header, Buffer* records) noexcept nogil:
         """Queue a frame behind everything that waits for the session, and take what the buffers hold."""
-        cdef Frame* f = frame_make(header, records) if s.fd >= 0 and session_finish_delivery(s) else NULL
+        cdef Frame* f = frame_make(header, records) if s.address.fd >= 0 and session_finish_delivery(s) else NULL
         if f == NULL:
-            self.out_of_memory = self.out_of_memory or s.fd >= 0
+            self.out_of_memory = self.out_of_memory or s.address.fd >= 0
             buffer_free(header)
             if records != NULL:
                 buffer_free(records)
@@ -224,18 +212,24 @@ cdef class Outbox:
             self.strays_dropped += 1
             buffer_free(header)
             return
-        f.rid = <uint8_t*> malloc(source.rid_size + 1)
-        if f.rid == NULL:
-            frame_free(f)
-            return
-        memcpy(f.rid, source.rid, source.rid_size)
-        f.rid_size = source.rid_size
+        f.address = source.address
+        self.append_stray(f)
+
+    cdef void append_stray(self, Frame* f) noexcept nogil:
         if self.strays == NULL:
             self.strays = f
         else:
             self.strays_last.next = f
         self.strays_last = f
         self.strays_count += 1
+
+    cdef void keep_begun(self, Session* s) noexcept nogil:
+        """Of what waits for the session only the frame of which a part has left is still sent: its connection may live on."""
+        cdef Frame* f
+        if s.first != NULL and s.first.sent:
+            f = session_take_first(s)
+            f.address = s.address
+            self.append_stray(f)
 
     cdef void error_head(
         self, Session* s, const Source* source, uint32_t code, uint64_t incarnation, Buffer* header
@@ -258,7 +252,7 @@ cdef class Outbox:
 
     cdef void add_error(self, Session* s, const Source* source, Buffer* header) noexcept nogil:
         """Send it to whom sent the request in hand: in order with the session's frames, if it is the session's connection."""
-        if s != NULL and s.fd == source.fd and s.accept_count == source.accept_count:
+        if s != NULL and address_same(&s.address, &source.address):
             self.add_frame(s, header, NULL)
         else:
             self.add_stray(source, header)
@@ -290,7 +284,7 @@ cdef class Outbox:
 
     cdef void flush_outcomes(self, Session* s) noexcept nogil:
         """Tell all that is decided, before the account is voided or the session ends."""
-        if s.account.due and s.fd >= 0:
+        if s.account.due and s.address.fd >= 0:
             if not session_finish_delivery(s) or not session_confirm(s, self.codes, self.now_ns, True):
                 self.out_of_memory = True
             self.list_ready(s)
@@ -348,37 +342,41 @@ cdef class Outbox:
         cdef Session* s
         for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
             s = <Session*> <size_t> self.by_sid.entries[i].value
-            if self.by_sid.entries[i].key and s.fd >= 0:
+            if self.by_sid.entries[i].key and s.address.fd >= 0:
                 self.flush_outcomes(s)
                 self.say(s, CLOSING, 2, msgpack.packb("closing-down") + msgpack.packb("the broker is stopping"))
 
     def is_connected(self, sid: int) -> bool:
         """Whether a session is known and has a connection."""
         cdef Session* s = self.find(sid)
-        return s != NULL and s.fd >= 0
+        return s != NULL and s.address.fd >= 0
 
     # ---- for tests and the simulation
 
-    def take_frames(self, refuse=()) -> list[tuple[bytes, bytes, bytes | None]]:
-        """(routing id, header, records or None) of all frames; those for a routing id in `refuse` wait, as if its client did not read."""
+    def take_frames(self, refuse=()) -> list[tuple[tuple[int, int], bytes, bytes | None]]:
+        """(address, header, records or None) of all frames; those for an address in `refuse` wait, as if its client did not read."""
         cdef Session* s
         cdef Frame* f
         found = []
-        self.retry_slow()
+        cdef size_t i
+        self.retry_later()
+        for i in range(self.by_sid.mask + 1 if self.by_sid.count else 0):
+            if self.by_sid.entries[i].key and (<Session*> <size_t> self.by_sid.entries[i].value).waiting:
+                self.release(<Session*> <size_t> self.by_sid.entries[i].value)
         s = self.next_ready()
         while s != NULL:
-            rid = (<const char*> s.rid)[:s.rid_size]
-            if rid in refuse:
+            address = s.address.fd, s.address.number
+            if address in refuse:
                 self.hold(s)
             else:
                 while s.first != NULL:
-                    found.append((rid, _header_of(s.first), _records_of(s.first)))
+                    found.append((address, _header_of(s.first), _records_of(s.first)))
                     session_drop_first(s)
                 self.sent(s)
             s = self.next_ready()
         f = self.next_stray()
         while f != NULL:
-            found.append(((<const char*> f.rid)[:f.rid_size], _header_of(f), None))
+            found.append(((f.address.fd, f.address.number), _header_of(f), _records_of(f)))
             frame_free(f)
             f = self.next_stray()
         return found

@@ -23,26 +23,9 @@ cdef enum:
     CODES = 27
 
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    static inline uint64_t fmq_meter_add(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
-    static inline uint64_t fmq_meter_get(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
-    """
-    uint64_t fmq_meter_add(uint64_t* p, uint64_t v) noexcept nogil
-    uint64_t fmq_meter_get(const uint64_t* p) noexcept nogil
-
-
-cdef struct Meter:                      # how much of a session's libzmq holds; libzmq's threads let go of it
-    uint64_t size                       # bytes
-    uint64_t holders                    # the session, and each frame in libzmq; the last one frees it
-
-
-cdef inline void meter_drop(Meter* m, uint64_t size) noexcept nogil:
-    """A holder with `size` bytes has gone. On any thread."""
-    fmq_meter_add(&m.size, <uint64_t> 0 - size)
-    if fmq_meter_add(&m.holders, <uint64_t> -1) == 0:
-        free(m)
+cdef struct Address:                    # of a connection
+    int fd                              # its descriptor, -1: none
+    uint32_t number                     # no other connection of this front-end has had both
 
 
 cdef struct Frame:
@@ -52,8 +35,8 @@ cdef struct Frame:
     Borrowed* borrowed                  # the loan of that record; NULL: none
     size_t header_size
     size_t records_size
-    uint8_t* rid                        # malloc'ed: whom a frame without a session goes to; else NULL
-    uint32_t rid_size
+    size_t sent                         # bytes of it, and of what ZMTP puts before them, that have left
+    Address address                     # whom a frame without a session goes to
     bint is_delivery
     bint is_confirm
 
@@ -64,10 +47,8 @@ cdef struct Session:
     uint32_t incarnation                # of the last HELLO or RESEND
     uint32_t hello                      # of the last HELLO
     uint32_t vhost                      # number of its virtual host
-    int fd                              # the connection of the last HELLO, -1: it is gone
-    uint32_t accept_count
+    Address address                     # the connection of the last HELLO
     uint64_t vanished_ns                # when it went
-    Meter* meter                        # of what libzmq holds for its client
     size_t frames_size                  # bytes of the frames waiting here
     uint64_t live_seq                   # live subscribers have been sent what was published up to here
     Account account
@@ -79,15 +60,13 @@ cdef struct Session:
     Buffer records                      # of that delivery
     Frame* first                        # frames waiting, oldest first
     Frame* last
-    Session* next                       # in the list of those that have something to send, or of those that are slow
+    Session* next                       # in the list of those that have something to send
     Session* next_later
     bint listed                         # it has something to send
     bint waiting                        # its client takes no more for now
     bint later                          # it has decided ranges to tell, a little later
     bint ended                          # to be freed once it stands in no list
     bint told_closing                   # it has been told that nothing new is taken
-    uint32_t rid_size
-    uint8_t[256] rid
 
 
 cdef struct SessionList:
@@ -100,6 +79,10 @@ cdef struct CodeText:                   # what clients are told for a Code
     const char* text
     uint32_t code_size
     uint32_t text_size
+
+
+cdef inline bint address_same(const Address* a, const Address* b) noexcept nogil:
+    return a.fd == b.fd and a.number == b.number
 
 
 cdef inline void list_add(SessionList* l, Session* s) noexcept nogil:
@@ -135,7 +118,6 @@ cdef inline void frame_free(Frame* f) noexcept nogil:
         arena_give_back(f.borrowed)
     else:
         free(f.records)
-    free(f.rid)
     free(f)
 
 
@@ -167,16 +149,22 @@ cdef inline void session_append(Session* s, Frame* f) noexcept nogil:
         s.replies += 1
 
 
-cdef inline void session_drop_first(Session* s) noexcept nogil:
-    """The first frame has been sent, or cannot be."""
+cdef inline Frame* session_take_first(Session* s) noexcept nogil:
+    """The first frame, the caller's from now on."""
     cdef Frame* f = s.first
     s.first = f.next
+    f.next = NULL
     s.frames_size -= f.header_size + f.records_size
     if not f.is_delivery:
         s.replies -= 1
     if f.is_confirm:
         s.account.telling = False
-    frame_free(f)
+    return f
+
+
+cdef inline void session_drop_first(Session* s) noexcept nogil:
+    """The first frame has been sent, or cannot be."""
+    frame_free(session_take_first(s))
 
 
 cdef inline void session_drop_frames(Session* s) noexcept nogil:
@@ -191,8 +179,6 @@ cdef inline void session_drop_frames(Session* s) noexcept nogil:
 cdef inline void session_free(Session* s) noexcept nogil:
     session_drop_frames(s)
     account_free(&s.account)
-    if s.meter != NULL:
-        meter_drop(s.meter, 0)
     free(s)
 
 

@@ -5,7 +5,7 @@ from fastmq.server.live cimport LivePatterns
 from fastmq.server.membership cimport Membership
 from fastmq.server.outbox cimport Source
 from fastmq.server.publishing cimport Publishing
-from fastmq.server.session cimport Session
+from fastmq.server.session cimport Address, Session
 from fastmq.server.settling cimport Settling
 from fastmq.wire.msgpack cimport Reader
 
@@ -23,8 +23,7 @@ cdef class Sessions(Membership):
     cdef readonly uint64_t deliveries_dropped   # runs for a session that is not there, or has said HELLO since
 
     cdef void receive_frames(
-        self, int fd, uint32_t accept_count, const uint8_t* rid, size_t rid_size, int frames, const uint8_t* header,
-        size_t header_size, const uint8_t* records, size_t records_size
+        self, const Address* address, int frames, const uint8_t* header, size_t header_size, const uint8_t* records, size_t records_size
     ) noexcept nogil
     cdef void from_link(self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size) noexcept nogil
     cdef int pump(self, int worker, int messages_max) noexcept nogil

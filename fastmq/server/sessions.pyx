@@ -17,11 +17,12 @@ from fastmq.net.arena cimport ArenaView, Borrowed
 from fastmq.net.ring cimport Link
 from fastmq.server.accounts cimport account_advance, account_answer, account_open, account_trim
 from fastmq.server.live cimport E_ACTIVE
+from fastmq.server.posix cimport monotonic_ns
 from fastmq.server.publishing cimport (
     PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
     PublishRequest,
 )
-from fastmq.server.session cimport session_deliver, session_deliver_borrowed
+from fastmq.server.session cimport Address, address_same, session_deliver, session_deliver_borrowed
 from fastmq.server.settling cimport SETTLE_BAD, SETTLE_DONE, SETTLE_NO_MEMORY, SETTLE_TOO_LARGE
 from fastmq.server.workers cimport Workers, padded
 from fastmq.wire.limits cimport BATCH_COUNT_MAX, HEADER_SIZE_MAX, NAME_SIZE_MAX, SETTLE_RANGES_MAX
@@ -44,6 +45,8 @@ log = Log("front-end")
 
 cdef enum:
     TICK_NS = 100000000
+    PUMP_ALL = 0x7fffffff
+    COLD_NS = 1000000                   # of a turn, for one worker's messages to Python
     WAITING_SHARE = 4                   # what waits for clients that do not read may take this part of the front-end's memory
     OUTCOMES_SPARE = 4096               # refusals beside those that the window bounds which may wait for a client that does not read
 
@@ -75,18 +78,14 @@ cdef class Sessions(Membership):
     # ---- requests
 
     cdef void receive_frames(
-        self, int fd, uint32_t accept_count, const uint8_t* rid, size_t rid_size, int frames, const uint8_t* header,
-        size_t header_size, const uint8_t* records, size_t records_size
+        self, const Address* address, int frames, const uint8_t* header, size_t header_size, const uint8_t* records, size_t records_size
     ) noexcept nogil:
-        """One request, of `frames` frames behind the routing id; of more than two the rest is not looked at."""
+        """One request, of `frames` frames; of more than two the rest is not looked at."""
         cdef Source source
         cdef Reader r
         cdef int fields
         self.received += 1
-        source.fd = fd
-        source.accept_count = accept_count
-        source.rid = rid
-        source.rid_size = <uint32_t> rid_size
+        source.address = address[0]
         reader_init(&r, header, header_size if frames > 0 else 0)
         fields = self.read_head(&r, &source)
         if fields < 0 or frames < 1 or frames > 2 or header_size > HEADER_SIZE_MAX:
@@ -143,7 +142,7 @@ cdef class Sessions(Membership):
         elif source.incarnation < s.hello:
             self.stale += 1
             self.answer_code(s, source, STALE, s.incarnation)
-        elif s.fd != source.fd or s.accept_count != source.accept_count:
+        elif not address_same(&s.address, &source.address):
             self.no_session += 1
             self.answer_code(NULL, source, NO_SESSION, source.incarnation)
         elif source.incarnation > s.incarnation:
@@ -204,15 +203,22 @@ cdef class Sessions(Membership):
     # ---- what workers say
 
     cdef int pump(self, int worker, int messages_max) noexcept nogil:
-        """Read what a worker has sent, at most so many messages; how many it was."""
+        """Read what a worker has sent, at most so many messages and, where Python is asked, for so long; how many it was."""
         cdef LinkHead head
         cdef const uint8_t* payload
+        cdef uint64_t began_ns = 0
         cdef int count = 0
+        cdef bint is_cold
         while count < messages_max and self.workers.links[worker] != NULL:
             if not (<Link> self.workers.links[worker]).receive(&head, &payload):
                 break
+            is_cold = head.kind != L_DELIVER and head.kind != L_OUTCOME and head.kind != L_REGION
+            if is_cold and began_ns == 0 and messages_max != PUMP_ALL:
+                began_ns = monotonic_ns()
             self.from_link(worker, head.kind, head.shard, payload, head.size)
             count += 1
+            if began_ns and is_cold and monotonic_ns() > began_ns + COLD_NS:
+                break
         if self.workers.links[worker] != NULL:
             (<Link> self.workers.links[worker]).release()
         return count
@@ -251,7 +257,7 @@ cdef class Sessions(Membership):
         cdef const uint8_t* record
         cdef Borrowed* borrowed = NULL
         cdef uint32_t i
-        if s == NULL or s.fd < 0 or s.hello != head.hello:      # its shard has taken them back, or is about to
+        if s == NULL or s.address.fd < 0 or s.hello != head.hello:      # its shard has taken them back, or is about to
             self.deliveries_dropped += head.runs
             if head.loan and not self.workers.return_loan(worker, head.loan):
                 self.out_of_memory = True
@@ -329,15 +335,17 @@ cdef class Sessions(Membership):
     # ---- from Python: the loop, tests, the simulation
 
     def receive(
-        self, int fd, uint32_t accept_count, bytes routing_id not None, bytes header not None, bytes records=None, int frames=0,
+        self, int fd, uint32_t number, bytes header not None, bytes records=None, int frames=0,
     ) -> None:
-        """One request: its connection, the routing id, and the frames behind it (`frames`: their number, where it is another)."""
+        """One request: its connection's address, and its frames (`frames`: their number, where it is another)."""
+        cdef Address address
         cdef const uint8_t* data = <const uint8_t*> <const char*> records if records is not None else NULL
         if not frames:
             frames = 2 if records is not None else 1
+        address.fd = fd
+        address.number = number
         self.receive_frames(
-            fd, accept_count, <const uint8_t*> <const char*> routing_id, len(routing_id), frames,
-            <const uint8_t*> <const char*> header, len(header), data, 0 if records is None else len(records))
+            &address, frames, <const uint8_t*> <const char*> header, len(header), data, 0 if records is None else len(records))
 
     def from_worker(self, int worker, int kind, int shard, bytes payload not None) -> None:
         """One message of a worker, instead of `pump`."""
@@ -345,12 +353,12 @@ cdef class Sessions(Membership):
 
     def pump_all(self) -> int:
         """Read all that the workers have sent; how many messages it was."""
-        return sum([self.pump(worker, 0x7fffffff) for worker in range(self.workers.count)])
+        return sum([self.pump(worker, PUMP_ALL) for worker in range(self.workers.count)])
 
-    def take_output(self, refuse=()) -> list[tuple[bytes, bytes, bytes | None]]:
-        """End a turn: link messages leave, and what is to be sent to clients is returned: [(routing id, header, records or None)...].
+    def take_output(self, refuse=()) -> list[tuple[tuple[int, int], bytes, bytes | None]]:
+        """End a turn: link messages leave, and what is to be sent to clients is returned: [(address, header, records or None)...].
 
-        Frames for a routing id in `refuse` wait, as if that client did not read.
+        Frames for an address in `refuse` wait, as if that client did not read.
         """
         found = self.take_frames(refuse)
         self.workers.return_loans()
@@ -421,7 +429,7 @@ cdef class Sessions(Membership):
             "bad_requests": self.bad_requests, "stale": self.stale, "no_session": self.no_session, "bad_incarnation": self.bad_incarnation,
             "published": publishing.published, "refused": publishing.refused, "over_window": publishing.over_window,
             "unroutable": publishing.unroutable, "delivered": self.delivered, "deliveries_dropped": self.deliveries_dropped,
-            "settles_dropped": self.settling.dropped, "clients_too_slow": self.too_slow, "clients_unreachable": self.unreachable,
-            "answers_dropped": self.strays_dropped, "live_patterns": len(live), "events_sent": live.events_sent,
+            "settles_dropped": self.settling.dropped, "clients_too_slow": self.too_slow, "answers_dropped": self.strays_dropped,
+            "live_patterns": len(live), "events_sent": live.events_sent,
             "events_dropped": live.events_dropped,
         }

@@ -1,8 +1,8 @@
 """Binding a front-end's sockets to unix sockets as well, and taking away what a dead broker has left at their paths.
 
-Owns: the files of the sockets; libzmq removes none. Rules: nothing is removed but a socket that nobody listens on, and the own ones at the
-end; two brokers that start at the same path at the same time do not remove each other's; an abstract socket, which has no permissions, lets in
-only the user that the broker runs as, and root. Runs in front-ends, before they are ready and when they stop.
+Owns: the files of the sockets; nobody else removes them. Rules: nothing is removed but a socket that nobody listens on, and the own ones at the
+end; two brokers that start at the same path at the same time do not remove each other's. Runs in front-ends, before they are ready and when
+they stop.
 """
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
-import zmq
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 LOCK_S = 2.0                # how long another that starts in the same folder is waited for
 RETRY_S = 0.01              # between two looks whether it is done
@@ -43,19 +41,17 @@ class SocketFile(NamedTuple):
                 os.unlink(self.path)
 
 
-def bind_unix(zmq_socket: zmq.Socket[Any], path: str, mode: int) -> list[SocketFile]:
-    """Bind to the unix socket at `path` (`@name`: an abstract one), whose permissions become `mode`; the files made. Raises CannotListen."""
+def bind_unix(bind: Callable[[str], None], path: str, mode: int) -> list[SocketFile]:
+    """Let `bind` make the unix socket at `path` (`@name`: an abstract one), with permissions `mode`; the files made. Raises CannotListen."""
     try:
         if path.startswith("@"):
-            for user in {0, os.geteuid()}:
-                zmq_socket.setsockopt(zmq.IPC_FILTER_UID, user)
-            zmq_socket.bind(f"ipc://{path}")
+            bind(path)
             return []
         with alone_in(os.path.dirname(path)):
             remove_stale(path)
             umask = os.umask(0o777 & ~mode)
             try:
-                zmq_socket.bind(f"ipc://{path}")
+                bind(path)
             finally:
                 os.umask(umask)
             return [SocketFile.at(path)]

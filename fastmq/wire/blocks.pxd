@@ -1,14 +1,14 @@
 # Blocks of memory that are used again, because pages that come anew from the kernel cost more than what is written into them.
 #
 # Owns: the blocks that nobody uses now. Rules: bounded in number and bytes; a block is given out where it is not much larger than what is asked
-# for; one that finds no place is freed. A block is malloc'ed: whoever has one may also free it. No I/O, no GIL. Runs in client processes.
+# for; one that finds no place is freed. A block is malloc'ed: whoever has one may also free it. No I/O, no GIL. Runs in clients and front-ends.
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
 
 
 cdef enum:
-    BLOCKS_MAX = 32
-    BLOCKS_SIZE_MAX = 16777216          # bytes of all: the publish window of a session
+    BLOCKS_MAX = 64
+    BLOCKS_SIZE_MAX = 67108864          # bytes of all: the window of a consumer
     BLOCK_SIZE_MIN = 32768              # smaller ones are not worth it
     BLOCK_SLACK = 262144                # bytes by which a block may be larger than four times what is asked for
 

@@ -3,6 +3,7 @@ from enum import IntEnum
 class ZmtpRole(IntEnum):
     ZMTP_DEALER = 0
     ZMTP_SUB = 1
+    ZMTP_ROUTER = 2
 
 class ZmtpEvent(IntEnum):
     ZMTP_WAIT = 0

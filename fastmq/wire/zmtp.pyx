@@ -1,11 +1,16 @@
-"""ZMTP 3.x for the client's connections: the codec of zmtp.pxd, and `ZmtpPeer`, the same for Python (tests, the simulation)."""
-from libc.stdint cimport uint8_t, uint64_t
+"""ZMTP 3.x: the codec of zmtp.pxd, and `ZmtpPeer`, the same for Python (tests, the simulation)."""
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from fastmq.wire.blocks cimport blocks_free, blocks_give, blocks_take
+from fastmq.wire.blocks cimport Blocks, blocks_free, blocks_give, blocks_take
 from fastmq.wire.buffer cimport (
     Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_init, buffer_reserve,
 )
+
+cdef extern from "<endian.h>" nogil:
+    uint64_t htobe64(uint64_t value)
+    uint64_t be64toh(uint64_t value)
+
 
 cdef enum:
     GREETING_SIZE = 64
@@ -14,8 +19,9 @@ cdef enum:
     FLAG_COMMAND = 4
 
 
-cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil:
+cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max, Blocks* blocks) noexcept nogil:
     memset(z, 0, sizeof(Zmtp))
+    z.blocks = blocks
     z.role = role
     z.frame_size_max = frame_size_max
     z.state = ZMTP_STATE_FAILED
@@ -24,7 +30,6 @@ cdef void zmtp_init(Zmtp* z, int role, size_t frame_size_max) noexcept nogil:
 cdef void zmtp_free(Zmtp* z) noexcept nogil:
     buffer_free(&z.received)
     buffer_free(&z.out)
-    blocks_free(&z.blocks)
 
 
 cdef void zmtp_start(Zmtp* z) noexcept nogil:
@@ -39,6 +44,7 @@ cdef void zmtp_start(Zmtp* z) noexcept nogil:
     z.frames = 0
     z.whole = False
     z.text[0] = 0
+    z.ttl_ms = 0
     # signature FF 00.. 01 7F, version 3.0, mechanism NULL padded to 20 bytes, as-server 0, filler
     at = buffer_extend(&z.out, GREETING_SIZE)
     if at == NULL:
@@ -85,6 +91,35 @@ cdef uint8_t* zmtp_read_room(Zmtp* z, size_t size, size_t* room) noexcept nogil:
     return at
 
 
+cdef uint8_t* zmtp_shared_room(Zmtp* z, size_t size, size_t* room) noexcept nogil:
+    drop_digested(z)
+    if z.wanted < z.received.size + ZMTP_WHOLE_MIN:
+        if z.received.room - z.received.size < size and not make_room(z, max(z.received.size + size, 4 * size)):
+            return NULL
+        room[0] = ZMTP_HEAD_SIZE if z.after_large else z.received.room - z.received.size
+        z.after_large = False
+    else:
+        make_whole_room(z)
+        if buffer_reserve(&z.received, 1) == NULL:
+            return NULL
+        room[0] = min(z.received.room, z.wanted) - z.received.size
+    return z.received.data + z.received.size
+
+
+cdef void zmtp_rest(Zmtp* z) noexcept nogil:
+    cdef Buffer kept
+    drop_digested(z)
+    if z.received.data == NULL or z.received.size > z.received.room // 4 or z.wanted > z.received.room // 2:
+        return
+    buffer_init(&kept)
+    if z.received.size:
+        buffer_add(&kept, z.received.data, z.received.size)
+        if kept.failed:
+            return
+    blocks_give(z.blocks, z.received.data, z.received.room)
+    z.received = kept
+
+
 cdef void drop_digested(Zmtp* z) noexcept nogil:
     """What is digested goes, except the frames of a message that is not complete yet."""
     cdef size_t start = z.at, i
@@ -97,27 +132,32 @@ cdef void drop_digested(Zmtp* z) noexcept nogil:
         buffer_drop_front(&z.received, start)
         z.at -= start
         z.wanted -= start if z.wanted else 0
-        for i in range(<size_t> z.frames):
+        for i in range(min(<size_t> z.frames, <size_t> ZMTP_FRAMES_MAX)):
             z.frame[i].at -= start
     if z.received.size == 0 and z.received.room > ZMTP_KEPT_MAX:
-        blocks_give(&z.blocks, z.received.data, z.received.room)
+        blocks_give(z.blocks, z.received.data, z.received.room)
         buffer_init(&z.received)
 
 
 cdef void make_whole_room(Zmtp* z) noexcept nogil:
     """Room for the rest of a large frame at once, so that it is not moved while it grows; for a very large one as much as has come, again."""
     cdef size_t size = min(z.wanted, max(2 * z.received.size, <size_t> ZMTP_TRUSTED_MAX))
+    if size > z.received.room:
+        make_room(z, size)                              # whoever needs room says so
+
+
+cdef bint make_room(Zmtp* z, size_t size) noexcept nogil:
+    """A block of `size` bytes instead of the one there is; False: no memory, and nothing is changed."""
     cdef size_t room = 0
-    cdef uint8_t* data
-    if size <= z.received.room:
-        return
-    data = blocks_take(&z.blocks, size, &room)
+    cdef uint8_t* data = blocks_take(z.blocks, size, &room)
     if data == NULL:
-        return                                          # whoever needs room says so
-    memcpy(data, z.received.data, z.received.size)
-    blocks_give(&z.blocks, z.received.data, z.received.room)
+        return False
+    if z.received.size:
+        memcpy(data, z.received.data, z.received.size)
+    blocks_give(z.blocks, z.received.data, z.received.room)
     z.received.data = data
     z.received.room = room
+    return True
 
 
 cdef uint8_t* zmtp_take_block(Zmtp* z, size_t* room) noexcept nogil:
@@ -125,7 +165,7 @@ cdef uint8_t* zmtp_take_block(Zmtp* z, size_t* room) noexcept nogil:
     cdef size_t left = z.received.size - z.at
     cdef Buffer rest
     buffer_init(&rest)
-    rest.data = blocks_take(&z.blocks, max(left, <size_t> ZMTP_HEAD_SIZE), &rest.room)
+    rest.data = blocks_take(z.blocks, max(left, <size_t> ZMTP_HEAD_SIZE), &rest.room)
     if rest.data == NULL:
         return NULL
     memcpy(rest.data, block + z.at, left)
@@ -191,6 +231,8 @@ cdef int read_greeting(Zmtp* z) noexcept nogil:
     z.state = ZMTP_STATE_HANDSHAKE
     if z.role == ZMTP_DEALER:
         command(z, b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\0", 41)
+    elif z.role == ZMTP_ROUTER:
+        command(z, b"\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\x08Identity\0\0\0\0", 41)
     else:
         command(z, b"\x05READY\x0bSocket-Type\0\0\0\x03SUB", 25)
     return ZMTP_OPENED
@@ -209,7 +251,6 @@ cdef int read_frame(Zmtp* z) noexcept nogil:
     cdef const uint8_t* at = z.received.data + z.at
     cdef size_t size = z.received.size - z.at, head = 2, limit = z.frame_size_max
     cdef uint64_t length = 0
-    cdef int i
     cdef uint8_t flags
     while True:
         if size < 1:
@@ -224,13 +265,15 @@ cdef int read_frame(Zmtp* z) noexcept nogil:
             return ZMTP_WAIT
         length = at[1]
         if flags & FLAG_LONG:
-            for i in range(2, 9):
-                length = (length << 8) | at[i]
+            memcpy(&length, at + 1, 8)
+            length = be64toh(length)
         limit = ZMTP_COMMAND_SIZE_MAX if flags & FLAG_COMMAND else z.frame_size_max
         if length > limit:
             return fail(z, ZMTP_TOO_LARGE)
-        if not flags & FLAG_COMMAND and z.frames == ZMTP_FRAMES_MAX:
+        if not flags & FLAG_COMMAND and z.frames >= ZMTP_FRAMES_MAX and z.role != ZMTP_ROUTER:
             return fail(z, ZMTP_TOO_MANY_FRAMES)
+        if z.frames and z.at - z.frame[0].at + length > z.frame_size_max + ZMTP_MESSAGE_SPARE:
+            return fail(z, ZMTP_TOO_LARGE)
         if size - head < length:
             z.wanted = z.at + head + <size_t> length
             return ZMTP_WAIT
@@ -238,8 +281,9 @@ cdef int read_frame(Zmtp* z) noexcept nogil:
         z.at += head + <size_t> length
         if flags & FLAG_COMMAND:
             return read_command(z, at + head, <size_t> length)
-        z.frame[z.frames].at = z.at - <size_t> length
-        z.frame[z.frames].size = <size_t> length
+        if z.frames < ZMTP_FRAMES_MAX:
+            z.frame[z.frames].at = z.at - <size_t> length
+            z.frame[z.frames].size = <size_t> length
         z.frames += 1
         if not flags & FLAG_MORE:
             z.whole = True
@@ -265,6 +309,7 @@ cdef int read_command(Zmtp* z, const uint8_t* at, size_t size) noexcept nogil:
     if name == 4 and memcmp(at + 1, b"PING", 4) == 0:
         if size < 7:
             return fail(z, ZMTP_MALFORMED)
+        z.ttl_ms = ((<uint32_t> at[5] << 8) | at[6]) * 100
         if zmtp_unsent(z) < ZMTP_OUT_MAX:
             size -= 7                                   # behind the name, two bytes of TTL and the context
             if size > ZMTP_PONG_SIZE_MAX:
@@ -290,6 +335,9 @@ cdef int read_ready(Zmtp* z, const uint8_t* at, size_t size) noexcept nogil:
             set_text(z, at + 16, value)
             if z.role == ZMTP_DEALER:
                 good = value == 6 and memcmp(at + 16, b"ROUTER", 6) == 0
+            elif z.role == ZMTP_ROUTER:
+                good = (value == 6 and (memcmp(at + 16, b"DEALER", 6) == 0 or memcmp(at + 16, b"ROUTER", 6) == 0)
+                        or value == 3 and memcmp(at + 16, b"REQ", 3) == 0)
             else:
                 good = value == 4 and memcmp(at + 16, b"XPUB", 4) == 0 or value == 3 and memcmp(at + 16, b"PUB", 3) == 0
         at += 1 + name + 4 + value
@@ -306,18 +354,20 @@ cdef bint same_name(const uint8_t* at, const char* lower, size_t size) noexcept 
     return True
 
 
-cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil:
-    cdef uint8_t[9] head
-    cdef int i
+cdef size_t zmtp_put_head(uint8_t* head, uint64_t size, bint more) noexcept nogil:
     if size < 256:
         head[0] = FLAG_MORE if more else 0
         head[1] = <uint8_t> size
-        buffer_add(out, head, 2)
-    else:
-        head[0] = (FLAG_MORE if more else 0) | FLAG_LONG
-        for i in range(8):
-            head[1 + i] = <uint8_t> (size >> (8 * (7 - i)))
-        buffer_add(out, head, 9)
+        return 2
+    head[0] = (FLAG_MORE if more else 0) | FLAG_LONG
+    size = htobe64(size)
+    memcpy(head + 1, &size, 8)
+    return 9
+
+
+cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil:
+    cdef uint8_t[ZMTP_HEAD_MAX] head
+    buffer_add(out, head, zmtp_put_head(head, size, more))
 
 
 cdef void zmtp_ping(Zmtp* z) noexcept nogil:
@@ -353,14 +403,16 @@ cdef class ZmtpPeer:
     """
 
     cdef Zmtp z
+    cdef Blocks blocks
     cdef readonly bint opened
 
     def __cinit__(self, int role=ZMTP_DEALER, size_t frame_size_max=1 << 20):
-        zmtp_init(&self.z, role, frame_size_max)
+        zmtp_init(&self.z, role, frame_size_max, &self.blocks)
         zmtp_start(&self.z)
 
     def __dealloc__(self):
         zmtp_free(&self.z)
+        blocks_free(&self.blocks)
 
     @property
     def error(self):
@@ -392,7 +444,7 @@ cdef class ZmtpPeer:
             if event == ZMTP_OPENED:
                 self.opened = True
             elif event == ZMTP_MESSAGE:
-                messages.append([zmtp_frame(&self.z, i)[:self.z.frame[i].size] for i in range(self.z.frames)])
+                messages.append([zmtp_frame(&self.z, i)[:self.z.frame[i].size] for i in range(min(self.z.frames, ZMTP_FRAMES_MAX))])
             else:
                 return messages
 

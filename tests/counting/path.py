@@ -66,7 +66,7 @@ class MessagePath:
     def to_broker(self, data: bytes, receive) -> None:
         self.wire.feed(data)
         while self.wire.requests:
-            receive(self.wire.fd, self.wire.accept_count, self.wire.rid, *self.wire.requests.popleft())
+            receive(*self.wire.address, *self.wire.requests.popleft())
 
     def turn(self) -> None:
         self.workshop.turn_once(self.world.now, self.world.now // MS)

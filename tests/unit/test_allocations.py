@@ -8,7 +8,7 @@ from world import MS, World
 from fastmq.storage.log import Log
 from fastmq.wire.verbs import Verb
 
-FD, COUNT, RID = 5, 1, b"\0client"
+FD, COUNT = 5, 1
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ class Direct:
 
     def ask(self, verb, *fields, incarnation=1, records=None):
         incarnation = 0 if verb == Verb.HELLO else msgpack.unpackb(self.header_incarnation)
-        self.sessions.receive(FD, COUNT, RID, msgpack.packb([verb, self.sid, incarnation, *fields]), records)
+        self.sessions.receive(FD, COUNT, msgpack.packb([verb, self.sid, incarnation, *fields]), records)
         found = self.quiet()
         for _, header, _ in found:
             decoded = msgpack.unpackb(header)
@@ -88,7 +88,7 @@ def test_batch_of_a_thousand_allocates_as_many_objects_as_a_batch_of_one(allocat
             numbers.append(allocations.stop())
             return result
 
-        step(lambda: direct.sessions.receive(FD, COUNT, RID, *publish))
+        step(lambda: direct.sessions.receive(FD, COUNT, *publish))
         step(lambda: direct.workshop.turn_once(direct.world.now, direct.world.now // MS))
         step(lambda: direct.sessions.pump_all())
         frames = direct.sessions.take_output()
@@ -99,9 +99,9 @@ def test_batch_of_a_thousand_allocates_as_many_objects_as_a_batch_of_one(allocat
         assert sum(run[4] for header in delivered for run in msgpack.unpackb(header)[3]) == count
         assert confirmed[-1][3] == direct.seq - 1
         settles = [direct.settle_frame(header) for header in delivered]
-        step(lambda: direct.sessions.receive(FD, COUNT, RID, settles[0]))
+        step(lambda: direct.sessions.receive(FD, COUNT, settles[0]))
         for settle in settles[1:]:
-            direct.sessions.receive(FD, COUNT, RID, settle)
+            direct.sessions.receive(FD, COUNT, settle)
         direct.sessions.take_output()
         step(lambda: direct.workshop.turn_once(direct.world.now, direct.world.now // MS))
         direct.quiet()

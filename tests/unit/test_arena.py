@@ -168,5 +168,5 @@ def test_frame_that_waits_for_its_client_outlives_the_worker(desk: Desk) -> None
         desk.world.sessions.pump_all()
     desk.world.kill_worker(desk.worker)
     desk.worker.arena = None
-    frames = [records for rid, _, records in desk.world.sessions.take_output() if rid == wire.rid and records]
+    frames = [records for address, _, records in desk.world.sessions.take_output() if address == wire.address and records]
     assert [b"v" * LARGE in records for records in frames] == [True]

@@ -178,7 +178,7 @@ def test_accepted_hello_ends_what_the_session_did_and_keeps_its_exclusive_queues
 def test_another_hello_on_a_connection_takes_it_over():
     desk = Desk()
     first = desk.peer()
-    second = Peer(desk, first.fd, first.accept_count, first.rid)
+    second = Peer(desk, *first.address)
     assert second.hello()[0] == Verb.WELCOME
     first.send(Verb.SETTLE, [])
     assert [error_code(frame) for frame in first.take()] == ["no-session"]
@@ -204,10 +204,10 @@ def test_lost_connection_ends_consumers_at_once_and_the_session_after_resume_s()
     desk = Desk()
     peer = desk.peer()
     desk.clear()
-    desk.sessions.connection_lost(peer.fd, peer.accept_count + 1)
+    desk.sessions.connection_lost(peer.address[0], peer.address[1] + 1)
     desk.turn()
     assert not desk.sent(0, LinkKind.L_SESSION_END), "another connection of the same descriptor"
-    desk.sessions.connection_lost(peer.fd, peer.accept_count)
+    desk.sessions.connection_lost(*peer.address)
     desk.turn()
     assert len(desk.sent(0, LinkKind.L_SESSION_END)) == 1
     peer.send(Verb.SETTLE, [])
@@ -225,7 +225,7 @@ def test_sessions_are_limited_and_one_without_a_connection_gives_way():
     desk = Desk(settings={"sessions_max": 2})
     first, _second = desk.peer(7), desk.peer(8)
     assert error_code(Peer(desk, 9).hello()) == "limit"
-    desk.sessions.connection_lost(first.fd, first.accept_count)
+    desk.sessions.connection_lost(*first.address)
     assert Peer(desk, 9).hello()[0] == Verb.WELCOME
     assert Peer(desk, 10).hello()[4] == "limit"
     assert len(desk.sessions) == 2
@@ -235,7 +235,7 @@ def test_session_that_owns_a_queue_does_not_give_way():
     desk = Desk(settings={"sessions_max": 1})
     peer = desk.peer()
     peer.ok(Verb.DECLARE_QUEUE, "mine", {"exclusive": True})
-    desk.sessions.connection_lost(peer.fd, peer.accept_count)
+    desk.sessions.connection_lost(*peer.address)
     assert error_code(Peer(desk, 9).hello()) == "limit"
 
 
@@ -291,9 +291,9 @@ def test_session_counts_where_its_last_hello_came_from():
     assert error_code(Peer(desk, 7).hello(first.session, first.incarnation + 2)) == "limit"
     assert other.ok(Verb.STATUS, {}), "nothing has changed for it"
     desk.sessions.connection_lost(7, 1)
-    again = Peer(desk, 7, accept_count=2)
+    again = Peer(desk, 7, number=2)
     assert again.hello(second.session, second.incarnation + 1)[0] == Verb.WELCOME
-    assert Peer(desk, 7, accept_count=2).hello()[0] == Verb.WELCOME, "it is another connection"
+    assert Peer(desk, 7, number=2).hello()[0] == Verb.WELCOME, "it is another connection"
 
 
 def test_broker_that_stops_takes_nothing_new_and_says_farewell():

@@ -55,13 +55,13 @@ class Stage:
         attacker.hello()
         for header, records in requests:
             header = header.replace(b"\xa3{s}", b"\xc4\x10" + attacker.session)
-            self.desk.sessions.receive(attacker.fd, 1, attacker.rid, header, records)
+            self.desk.sessions.receive(*attacker.address, header, records)
         answers = []
         for _ in range(4):
             answers += attacker.take()
         self.desk.clear()
-        self.desk.sessions.connection_lost(attacker.fd, 1)
-        self.desk.frames.pop(attacker.rid, None)
+        self.desk.sessions.connection_lost(*attacker.address)
+        self.desk.frames.pop(attacker.address, None)
         return answers
 
     def check(self, answers):
@@ -191,7 +191,7 @@ def test_hostile_headers(stage, header):
     stage.fd += 1
     attacker = Peer(stage.desk, stage.fd)
     attacker.hello()
-    stage.desk.sessions.receive(attacker.fd, 1, attacker.rid, header.replace(b"{S}", attacker.session))
+    stage.desk.sessions.receive(*attacker.address, header.replace(b"{S}", attacker.session))
     answer, = attacker.take()
     assert (answer[0], answer[4]) in ((Verb.ERROR, "bad-request"), (Verb.ERROR, "too-large"))
     stage.victim_lives()

@@ -285,7 +285,7 @@ def test_window_of_what_is_not_told_yet_is_not_open():
     desk = Desk(settings=WINDOW)
     peer = desk.peer()
     queue = desk.queue_on(0, peer)
-    desk.refuse.add(peer.rid)
+    desk.refuse.add(peer.address)
     for _ in range(8):
         peer.publish(record(queue))
         desk.turn()
@@ -300,7 +300,7 @@ def test_window_of_what_is_not_told_yet_is_not_open():
 def test_client_that_does_not_read_and_goes_on_is_ended():
     desk = Desk(settings=WINDOW)
     peer = desk.peer()
-    desk.refuse.add(peer.rid)
+    desk.refuse.add(peer.address)
     for first in range(1, 20_000, 2):
         peer.publish(record("nothing"), first=first)
     assert desk.sessions.counters()["clients_too_slow"] == 1

@@ -160,7 +160,7 @@ def test_delivery_from_before_the_last_hello_is_dropped():
     assert peer.take() == []
     desk.deliver(0, peer.sid, 2, (1, 2, [record()], 1, ""))
     desk.sessions.pump_all()
-    desk.sessions.connection_lost(peer.fd, 1)
+    desk.sessions.connection_lost(*peer.address)
     assert peer.take() == []
     assert desk.sessions.counters()["deliveries_dropped"] == 2
 
@@ -282,7 +282,7 @@ def test_what_a_slow_client_does_not_take_waits_and_keeps_its_order():
     desk = Desk()
     peer, other = desk.peer(7), desk.peer(8)
     queue = desk.queue_on(0, peer)
-    desk.refuse.add(peer.rid)
+    desk.refuse.add(peer.address)
     peer.publish(record(queue))
     desk.deliver(0, peer.sid, 1, (1, 1, [record()], 1, ""))
     desk.turn()
@@ -301,7 +301,7 @@ def test_what_a_slow_client_does_not_take_waits_and_keeps_its_order():
 def test_slow_client_loses_its_session_when_too_many_answers_wait():
     desk = Desk()
     peer = desk.peer()
-    desk.refuse.add(peer.rid)
+    desk.refuse.add(peer.address)
     desk.clear()
     for number in range(1100):
         peer.send(Verb.GET, number, "nothing")
@@ -309,7 +309,7 @@ def test_slow_client_loses_its_session_when_too_many_answers_wait():
     assert desk.sessions.counters()["clients_too_slow"] == 1
     assert len(desk.sent(0, LinkKind.L_SESSION_END)) == 1
     desk.refuse.clear()
-    peer.frames = desk.frames.pop(peer.rid, [])
+    peer.frames = desk.frames.pop(peer.address, [])
     peer.send(Verb.SETTLE, [])
     assert [frame[4] for frame in peer.take()] == ["no-session"]
     assert peer.hello()[0] == Verb.WELCOME
@@ -318,7 +318,7 @@ def test_slow_client_loses_its_session_when_too_many_answers_wait():
 def test_clients_for_which_most_waits_are_ended_before_the_memory_is_used_up():
     desk = Desk(settings={"frontend_memory_max": 2**26})
     greedy, modest = desk.peer(7), desk.peer(8)
-    desk.refuse |= {greedy.rid, modest.rid}
+    desk.refuse |= {greedy.address, modest.address}
     big = record("a", bytes(50_000))
     for n in range(340):
         desk.deliver(0, greedy.sid, 1, (1, n, [big], 1, ""))
@@ -338,7 +338,7 @@ def test_stale_publishes_do_not_flood_a_client_that_does_not_read():
     queue = desk.queue_on(0, peer)
     desk.kill(1)
     desk.attach(1)
-    desk.refuse.add(peer.rid)
+    desk.refuse.add(peer.address)
     for _ in range(3000):
         peer.publish(record(queue))
         if peer.sequence % 100 == 0:
@@ -411,7 +411,7 @@ def test_request_that_cannot_be_read_is_refused_by_its_number(tail, code):
     desk = Desk()
     peer = desk.peer()
     header = b"\x95" + b"".join(msgpack.packb(value) for value in (int(Verb.STATUS), peer.session, peer.incarnation, 2**40)) + tail
-    desk.sessions.receive(peer.fd, 1, peer.rid, header)
+    desk.sessions.receive(*peer.address, header)
     answer, = peer.take()
     assert (answer[0], answer[2:5]) == (Verb.ERROR, [peer.incarnation, 2**40, code])
     assert peer.ok(Verb.STATUS, {})

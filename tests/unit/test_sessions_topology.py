@@ -222,13 +222,13 @@ def test_record_that_the_snapshot_had_is_passed_over():
 def test_owner_of_exclusive_queues_is_claimed_and_released():
     desk = Desk()
     peer = desk.peer()
-    desk.sessions.connection_lost(peer.fd, 1)
+    desk.sessions.connection_lost(*peer.address)
     desk.turn()
     assert notices(desk) == [], "nobody need know of a session without queues"
     peer.hello()
     peer.ok(Verb.DECLARE_QUEUE, "mine", {"exclusive": True})
     desk.clear()
-    desk.sessions.connection_lost(peer.fd, 1)
+    desk.sessions.connection_lost(*peer.address)
     desk.turn()
     assert notices(desk) == [("release", peer.sid)]
     peer.hello()
@@ -243,7 +243,7 @@ def test_exclusive_queue_whose_owner_left_while_it_was_declared_is_released():
     peer = desk.peer()
     desk.clear()
     peer.send(Verb.DECLARE_QUEUE, 1, "mine", {"exclusive": True})
-    desk.sessions.connection_lost(peer.fd, 1)
+    desk.sessions.connection_lost(*peer.address)
     desk.turn()
     assert notices(desk) == [("release", peer.sid)]
 
@@ -270,7 +270,7 @@ def test_auto_delete_queue_whose_consumer_vanished_waits_at_its_shard_and_nowher
     peer = desk.peer()
     queue = desk.queue_on(1, peer, auto_delete=True)
     peer.ok(Verb.CONSUME, 1, queue, 10, 0, {})
-    desk.sessions.connection_lost(peer.fd, 1)
+    desk.sessions.connection_lost(*peer.address)
     desk.move(40_000)
     assert "unused" not in [what for what, _ in notices(desk)]
     unused(desk, 1, desk.queue_id(queue))               # after resume_s, by the shard's clock
@@ -290,7 +290,7 @@ def test_auto_delete_queue_that_loses_its_consumer_with_its_worker_goes_after_a_
         peer.ok(Verb.CANCEL, 1)                         # and what the shard says of it dies with the worker
     desk.kill(1)
     if how == "vanishes":
-        desk.sessions.connection_lost(peer.fd, 1)
+        desk.sessions.connection_lost(*peer.address)
     elif how == "cancels":
         peer.ok(Verb.CANCEL, 1)
     desk.attach(1)
@@ -328,7 +328,7 @@ def test_a_deleted_queue_ends_its_consumers_also_where_a_client_that_does_not_re
     desk = Desk()
     slow, peer = desk.peer(), desk.peer(fd=8)
     queue = desk.queue_on(1, slow)
-    desk.refuse.add(slow.rid)
+    desk.refuse.add(slow.address)
     for number in range(1, 1025):
         slow.send(Verb.CONSUME, number, number, queue, 1, 0, {})
         desk.turn()

@@ -39,9 +39,8 @@ class Journal(Log):
 class Wire:
     """One connection: the broker's half of ZMTP, in plain Python."""
 
-    def __init__(self, fd: int, accept_count: int) -> None:
-        self.fd, self.accept_count = fd, accept_count
-        self.rid = b"\0" + fd.to_bytes(2, "big") + accept_count.to_bytes(2, "big")
+    def __init__(self, fd: int, number: int) -> None:
+        self.address = fd, number
         self.received = b""
         self.greeted = False
         self.pinged = 0
@@ -250,7 +249,7 @@ class World:
         fd = 10 + self.rnd.randrange(4) * 10 + self.clients.index(client)
         self.accepts[fd] += 1
         wire = Wire(fd, self.accepts[fd])
-        self.wires[wire.rid] = wire
+        self.wires[wire.address] = wire
         return wire
 
     def lost(self, wire: Wire) -> None:
@@ -258,9 +257,9 @@ class World:
         wire.answers.clear()
         requests = list(wire.requests)[: self.rnd.randint(0, len(wire.requests))]
         self.late.extend((wire, request) for request in requests)
-        if wire.rid in self.wires:
-            del self.wires[wire.rid]
-            self.sessions.connection_lost(wire.fd, wire.accept_count)
+        if wire.address in self.wires:
+            del self.wires[wire.address]
+            self.sessions.connection_lost(*wire.address)
 
     # ---- steps
 
@@ -286,17 +285,17 @@ class World:
                     return
                 self.raised[public] += 1                               # now the front-end takes it to be above
             header = msgpack.packb([verb, sid, incarnation + self.raised[public], *fields])
-        self.sessions.receive(wire.fd, wire.accept_count, wire.rid, header, records)
+        self.sessions.receive(*wire.address, header, records)
 
     def frontend_writes(self) -> None:
-        for rid, header, records in self.sessions.take_output():
+        for address, header, records in self.sessions.take_output():
             verb, sid, incarnation, *fields = msgpack.unpackb(header)
             if self.raised[sid]:
                 incarnation -= self.raised[sid]
                 header = msgpack.packb([verb, sid, incarnation, *fields])
             if verb in (Verb.WELCOME, Verb.RESEND):
                 self.incarnations[sid] = incarnation
-            wire = self.wires.get(rid)
+            wire = self.wires.get(address)
             if wire is not None:
                 wire.answer(header, *([] if records is None else [records]))
 

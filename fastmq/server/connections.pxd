@@ -1,0 +1,114 @@
+# The connections of clients to one front-end: what ROUTER is in ZeroMQ (https://rfc.zeromq.org/spec/28/), spoken by ourselves.
+#
+# Owns: the sockets, their bytes in both directions, heartbeats. Rules: a connection is known by its Address, never by what its peer calls
+# itself; a request is judged as soon as it is whole, in the order it came, and the end of a connection after everything that came over it;
+# each connection gets its share of a turn (READ_AT_ONCE, SEND_AT_ONCE, JUDGED_AT_ONCE); nobody is waited for but in `look`; frames are sent
+# from where they lie, a body in a worker's arena too; memory grows only as bytes arrive, and idle connections hold next to none.
+# Runs in front-ends, on the main thread, without the GIL.
+#
+#   accepted --greeting, READY in time--> opened --bytes--> listed: read, judged, in turn
+#                                           | takes no more: blocked until epoll says that it does
+#                                           | silent for 15 s, malformed, ended: closed; its session loses its connection
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmq.server.posix cimport epoll_event
+from fastmq.server.session cimport Address, Frame, Session
+from fastmq.server.sessions cimport Sessions
+from fastmq.wire.blocks cimport Blocks
+from fastmq.wire.zmtp cimport Zmtp
+
+
+cdef enum:
+    LISTENERS_MAX = 8
+    EVENTS_AT_ONCE = 256                # of epoll
+    ACCEPTED_AT_ONCE = 64
+    READ_SIZE = 65536                   # bytes of room for a read, at least
+    READ_AT_ONCE = 262144               # bytes read of one connection in a turn, and
+    JUDGED_AT_ONCE = 64                 # requests, and
+    JUDGE_NS = 1000000                  # for so long, if Python is asked
+    READ_IN_TURN = 1048576              # bytes read of all connections in a turn
+    SEND_AT_ONCE = 262144               # bytes sent to one connection before others have their turn
+    SEND_IN_TURN = 2097152              # bytes sent in a turn
+    STRAYS_WAITING_MAX = 4096           # frames without a session that wait for connections which take no more
+    OUT_WAITING_MAX = 4096              # bytes of commands waiting for a connection above which it is not pinged
+
+    HANDSHAKE_NS = 5000000000           # from the accept to READY
+    PING_NS = 5000000000                # between two PINGs
+    SILENCE_NS = 15000000000            # without a byte: the connection is lost
+    REFUSED_NS = 100000000              # the system accepts no connection: how long it is not asked again
+    LOOK_NS = 1000000000                # between two looks for silent ones,
+    LOOK_SOON_NS = 100000000            # and while there are handshakes
+
+
+cdef struct Connection:
+    Address address
+    Zmtp zmtp
+    uint64_t accepted_ns
+    uint64_t heard_ns
+    uint64_t pinged_ns
+    Frame* first                        # frames without a session that wait to be sent, oldest first
+    Frame* last
+    Connection* next                    # in the list of those to be read
+    uint32_t interest                   # what epoll looks for
+    bint listed                         # it may have something to read
+    bint more                           # whole requests of it may wait to be judged
+    bint opened                         # READY has come
+    bint paused                         # it is not read before the front-end serves
+    bint blocked                        # it takes no more
+    bint broken                         # nothing can be sent any more; what has come is still read
+
+
+cdef class Connections:
+    cdef Sessions sessions
+    cdef int epoll
+    cdef epoll_event[EVENTS_AT_ONCE] events
+    cdef list _listeners                # the sockets, kept open
+    cdef int[LISTENERS_MAX] listeners
+    cdef bint[LISTENERS_MAX] own_user   # only the broker's user, and root, are let in
+    cdef int listener_count
+    cdef uint64_t refused_until_ns      # nobody is accepted before; 0: they are
+    cdef int room_max                   # connections, at most
+    cdef Connection** by_fd
+    cdef int room                       # of by_fd
+    cdef Blocks blocks
+    cdef Connection* first              # those to be read, in turn
+    cdef Connection* last
+    cdef uint32_t next_number
+    cdef int strays_waiting
+    cdef int handshakes                 # connections that are not opened
+    cdef bint some_paused
+    cdef uint64_t look_at_ns            # when silent ones are looked for
+    cdef int control                    # descriptor whose events end `look`
+    cdef list _bells
+    cdef readonly bint control_ready
+    cdef readonly int count             # connections
+    cdef readonly int blocked           # of them, those that take no more
+    cdef readonly uint64_t accepted     # so far
+    cdef readonly uint64_t accept_failed    # the system refused, or there were too many
+
+    cdef void look(self, int timeout_ms) noexcept nogil
+    cdef bint read_some(self) noexcept nogil
+    cdef bint send_all(self) noexcept nogil
+    cdef void keep_alive(self) noexcept nogil
+    cdef int wait_at_most(self) noexcept nogil
+    # private
+    cdef int fd_is_listener(self, int fd) noexcept nogil
+    cdef void accept(self, int listener) noexcept nogil
+    cdef void accept_more(self, bint more) noexcept nogil
+    cdef bint add(self, int fd) noexcept nogil
+    cdef Connection* find(self, const Address* address) noexcept nogil
+    cdef void close(self, Connection* c) noexcept nogil
+    cdef void forget(self, Connection* c) noexcept nogil
+    cdef Connection* take_first(self) noexcept nogil
+    cdef void list_last(self, Connection* c) noexcept nogil
+    cdef void look_for(self, Connection* c) noexcept nogil
+    cdef void resume(self) noexcept nogil
+    cdef bint read_connection(self, Connection* c, size_t* size) noexcept nogil
+    cdef bint judge(self, Connection* c) noexcept nogil
+    cdef bint send_own(self, Connection* c) noexcept nogil
+    cdef void break_off(self, Connection* c) noexcept nogil
+    cdef void drop_own(self, Connection* c) noexcept nogil
+    cdef bint send_session(self, Session* s, size_t* size) noexcept nogil
+    cdef void send_stray(self, Frame* f) noexcept nogil
+    cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil
+    cdef void writable(self, Connection* c) noexcept nogil

@@ -1,0 +1,558 @@
+"""The connections of clients to one front-end (see connections.pxd)."""
+cimport cython
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EPROTO, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memset
+
+import os
+
+from fastmq.server.posix cimport (
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SOCK_CLOEXEC,
+    SOCK_NONBLOCK, accept4, epoll_add, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read, recv,
+    send_parts, set_tcp, user_of,
+)
+from fastmq.server.posix cimport close as close_fd
+from fastmq.server.gathered cimport Gathered, gather, size_on_wire
+from fastmq.server.session cimport address_same, frame_free, session_drop_first
+from fastmq.wire.blocks cimport blocks_free, blocks_give
+from fastmq.wire.buffer cimport buffer_init
+from fastmq.wire.limits cimport FRAME_SIZE_MAX
+from fastmq.wire.zmtp cimport (
+    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_frame, zmtp_free, zmtp_init, zmtp_next, zmtp_next_part,
+    zmtp_ping, zmtp_received, zmtp_rest, zmtp_sent, zmtp_shared_room, zmtp_start, zmtp_unsent,
+)
+
+
+@cython.final
+cdef class Connections:
+    """`listeners`: sockets that listen, and whether only the broker's user, and root, may connect. `room_max`: connections at the same time."""
+
+    def __cinit__(self, Sessions sessions not None, listeners, int room_max):
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.sessions = sessions
+        sessions.cuts_connections = True
+        self.control = -1
+        self.next_number = 1
+        self.room_max = room_max
+        self._bells = []
+        self._listeners = []
+        if len(listeners) > LISTENERS_MAX:
+            raise ValueError("too many listeners")
+        for listener, own_user in listeners:
+            listener.setblocking(False)
+            self._listeners.append(listener)
+            self.listeners[self.listener_count] = listener.fileno()
+            self.own_user[self.listener_count] = own_user
+            self.listener_count += 1
+            epoll_add(self.epoll, EPOLL_CTL_ADD, listener.fileno(), 0, EPOLLIN)
+
+    def __dealloc__(self):
+        cdef Connection* c
+        cdef int fd
+        while self.first != NULL:
+            c = self.take_first()
+            if c.address.fd < 0:
+                free(c)
+        for fd in range(self.room):
+            if self.by_fd[fd] != NULL:
+                self.forget(self.by_fd[fd])
+        free(self.by_fd)
+        blocks_free(&self.blocks)
+        if self.epoll >= 0:
+            close_fd(self.epoll)
+
+    def look_at(self, int control, bells: list[int]) -> None:
+        """The descriptors that end a wait beside connections: the control socket, and the bells of all links. Before one is closed."""
+        for bell in self._bells:
+            if bell not in bells:
+                epoll_add(self.epoll, EPOLL_CTL_DEL, bell, 0, 0)
+        for bell in bells:
+            if bell not in self._bells:
+                epoll_add(self.epoll, EPOLL_CTL_ADD, bell, 0, EPOLLIN)
+        self._bells = list(bells)
+        if control != self.control:
+            self.control = control
+            epoll_add(self.epoll, EPOLL_CTL_ADD, control, 0, EPOLLIN)
+
+    def rest(self) -> None:
+        """Nothing is to be done: give back the memory that is kept for when there is."""
+        blocks_free(&self.blocks)
+
+    def stop_listening(self) -> None:
+        """Accept nobody any more."""
+        self.listener_count = 0
+        for listener in self._listeners:
+            listener.close()
+
+    # ---- what the system tells
+
+    cdef void look(self, int timeout_ms) noexcept nogil:
+        """Hear of what can be read or written, waiting for it at most so long."""
+        cdef Connection* c
+        cdef Address address
+        cdef uint64_t count
+        cdef uint32_t events
+        cdef int i, listener, found = epoll_wait(self.epoll, self.events, EVENTS_AT_ONCE, timeout_ms)
+        for i in range(found):
+            events = self.events[i].events
+            address.fd = fd_of(&self.events[i])
+            address.number = number_of(&self.events[i])
+            if address.number:
+                c = self.find(&address)
+                if c == NULL:
+                    continue
+                if events & EPOLLOUT:
+                    self.writable(c)
+                if c.paused and events & (EPOLLERR | EPOLLHUP):
+                    self.close(c)
+                elif events & (EPOLLIN | EPOLLERR | EPOLLHUP):
+                    self.list_last(c)
+            elif address.fd == self.control:
+                self.control_ready = True
+            else:
+                listener = self.fd_is_listener(address.fd)
+                if listener >= 0:
+                    self.accept(listener)
+                else:
+                    read(address.fd, &count, 8)
+
+    cdef int fd_is_listener(self, int fd) noexcept nogil:
+        """The index of the listener with this descriptor; -1: none has it."""
+        cdef int i
+        for i in range(self.listener_count):
+            if self.listeners[i] == fd:
+                return i
+        return -1
+
+    cdef int wait_at_most(self) noexcept nogil:
+        """Milliseconds after which `keep_alive` has something to do."""
+        cdef uint64_t now = self.sessions.now_ns
+        return 0 if self.look_at_ns <= now else <int> ((self.look_at_ns - now) // 1000000) + 1
+
+    # ---- connections come
+
+    cdef void accept(self, int listener) noexcept nogil:
+        cdef int fd, _i
+        for _i in range(ACCEPTED_AT_ONCE):
+            if self.count >= self.room_max:
+                self.accept_failed += 1
+                self.accept_more(False)
+                return
+            fd = accept4(self.listeners[listener], NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+            if fd < 0:
+                if errno == EINTR or errno == ECONNABORTED or errno == EPROTO:
+                    continue
+                if errno != EAGAIN:                     # no descriptors, no memory
+                    self.accept_failed += 1
+                    self.accept_more(False)
+                return
+            if self.own_user[listener] and user_of(fd) != 0 and user_of(fd) != <long> geteuid():
+                close_fd(fd)
+            elif not self.add(fd):
+                self.accept_failed += 1
+                close_fd(fd)
+
+    cdef void accept_more(self, bint more) noexcept nogil:
+        """Whether connections are accepted; those who come meanwhile wait."""
+        cdef int i
+        for i in range(self.listener_count):
+            epoll_add(self.epoll, EPOLL_CTL_MOD, self.listeners[i], 0, EPOLLIN if more else 0)
+        self.refused_until_ns = 0 if more else self.sessions.now_ns + REFUSED_NS
+        if not more:
+            self.look_at_ns = min(self.look_at_ns, self.refused_until_ns)
+
+    cdef bint add(self, int fd) noexcept nogil:
+        """A connection was accepted; False when there is no memory."""
+        cdef Connection* c
+        cdef Connection** by_fd
+        cdef int room = self.room if self.room else 64
+        if fd >= self.room:
+            while room <= fd:
+                room *= 2
+            by_fd = <Connection**> realloc(self.by_fd, room * sizeof(Connection*))
+            if by_fd == NULL:
+                return False
+            memset(by_fd + self.room, 0, (room - self.room) * sizeof(Connection*))
+            self.by_fd = by_fd
+            self.room = room
+        c = <Connection*> calloc(1, sizeof(Connection))
+        if c == NULL:
+            return False
+        c.address.fd = fd
+        c.address.number = self.next_number
+        zmtp_init(&c.zmtp, ZMTP_ROUTER, FRAME_SIZE_MAX, &self.blocks)
+        zmtp_start(&c.zmtp)
+        c.interest = EPOLLIN
+        if epoll_add(self.epoll, EPOLL_CTL_ADD, fd, c.address.number, c.interest) != 0:
+            zmtp_free(&c.zmtp)
+            free(c)
+            return False
+        set_tcp(fd)
+        self.next_number += 1
+        if self.next_number == 0:
+            self.next_number = 1
+        c.accepted_ns = c.heard_ns = c.pinged_ns = self.sessions.now_ns
+        self.by_fd[fd] = c
+        self.count += 1
+        self.handshakes += 1
+        self.accepted += 1
+        self.look_at_ns = min(self.look_at_ns, self.sessions.now_ns + LOOK_SOON_NS)
+        self.send_own(c)
+        return True
+
+    # ---- and go
+
+    cdef Connection* find(self, const Address* address) noexcept nogil:
+        """The connection of this address; NULL: it is gone."""
+        cdef Connection* c = self.by_fd[address.fd] if 0 <= address.fd < self.room else NULL
+        return c if c != NULL and address_same(&c.address, address) else NULL
+
+    cdef void close(self, Connection* c) noexcept nogil:
+        """It has ended, and all that came over it was judged. `c` must not be used any more."""
+        self.sessions.lose_connection(&c.address)
+        self.by_fd[c.address.fd] = NULL
+        self.count -= 1
+        self.handshakes -= 0 if c.opened else 1
+        self.blocked -= 1 if c.blocked else 0
+        blocks_give(&self.blocks, c.zmtp.received.data, c.zmtp.received.room)
+        buffer_init(&c.zmtp.received)
+        self.forget(c)
+
+    cdef void forget(self, Connection* c) noexcept nogil:
+        """Give back what it has; itself too, unless it stands in the list."""
+        self.drop_own(c)
+        zmtp_free(&c.zmtp)
+        close_fd(c.address.fd)
+        c.address.fd = -1
+        if not c.listed:                                # otherwise when its turn comes
+            free(c)
+
+    cdef void list_last(self, Connection* c) noexcept nogil:
+        """It may have something to read: its turn comes after that of all others."""
+        if c.listed:
+            return
+        c.listed = True
+        c.next = NULL
+        if self.first == NULL:
+            self.first = c
+        else:
+            self.last.next = c
+        self.last = c
+
+    cdef Connection* take_first(self) noexcept nogil:
+        cdef Connection* c = self.first
+        self.first = c.next
+        c.listed = False
+        return c
+
+    cdef void look_for(self, Connection* c) noexcept nogil:
+        """Tell epoll what is waited for, where that has changed."""
+        cdef uint32_t interest = (0 if c.paused else EPOLLIN) | (EPOLLOUT if c.blocked else 0)
+        if interest != c.interest:
+            c.interest = interest
+            epoll_add(self.epoll, EPOLL_CTL_MOD, c.address.fd, c.address.number, interest)
+
+    cdef void resume(self) noexcept nogil:
+        """The front-end serves: those who had to wait for that are read."""
+        cdef int fd
+        cdef Connection* c
+        self.some_paused = False
+        for fd in range(self.room):
+            c = self.by_fd[fd]
+            if c != NULL and c.paused:
+                c.paused = False
+                c.heard_ns = self.sessions.now_ns
+                self.look_for(c)
+                self.list_last(c)
+
+    cdef void keep_alive(self) noexcept nogil:
+        """Now and then: ping those who are there, end those who are not."""
+        cdef uint64_t now = self.sessions.now_ns, silence_ns
+        cdef Connection* c
+        cdef int fd
+        if now < self.look_at_ns:
+            return
+        self.look_at_ns = now + (LOOK_SOON_NS if self.handshakes else LOOK_NS)
+        if self.refused_until_ns:
+            self.accept_more(True)
+        for fd in range(self.room):
+            c = self.by_fd[fd]
+            if c == NULL or c.paused or c.listed:
+                continue
+            if not c.opened:
+                if now >= c.accepted_ns + HANDSHAKE_NS:
+                    self.close(c)
+                continue
+            silence_ns = SILENCE_NS
+            if c.zmtp.ttl_ms:
+                silence_ns = min(silence_ns, <uint64_t> c.zmtp.ttl_ms * 1000000)
+            if now >= c.heard_ns + silence_ns and not is_readable(fd):
+                self.close(c)
+            elif now >= c.pinged_ns + PING_NS and zmtp_unsent(&c.zmtp) < OUT_WAITING_MAX:
+                c.pinged_ns = now
+                zmtp_ping(&c.zmtp)
+                self.send_own(c)
+
+    # ---- what they say
+
+    cdef bint read_some(self) noexcept nogil:
+        """Read and judge, a share of each connection that has something; whether there was anything."""
+        cdef Connection* c
+        cdef Connection* last = self.last               # who is listed again from here on has had its turn
+        cdef size_t size = 0
+        cdef bint found = False, is_last
+        if self.some_paused and self.sessions.serving:
+            self.resume()
+            last = self.last
+        while self.first != NULL and size < READ_IN_TURN:
+            is_last = self.first == last
+            c = self.take_first()
+            if c.address.fd < 0:
+                free(c)
+            else:
+                found = True
+                if self.read_connection(c, &size):
+                    self.list_last(c)
+            if is_last:
+                break
+        return found
+
+    cdef bint read_connection(self, Connection* c, size_t* size) noexcept nogil:
+        """A connection's share of a turn; whether more of it may be there. It may be closed afterwards."""
+        cdef uint8_t* at
+        cdef size_t room, total = 0
+        cdef ssize_t got
+        if c.more:
+            if not self.judge(c):
+                return False
+            if c.more or c.paused:
+                return c.more and not c.paused
+        while total < READ_AT_ONCE:
+            at = zmtp_shared_room(&c.zmtp, READ_SIZE, &room)
+            if at == NULL:
+                self.sessions.out_of_memory = True
+                return False
+            room = min(room, <size_t> READ_AT_ONCE)
+            got = recv(c.address.fd, at, room, MSG_DONTWAIT)
+            if got <= 0:
+                if got < 0 and errno == EINTR:
+                    continue
+                if got < 0 and errno == EAGAIN:
+                    break
+                self.close(c)
+                return False
+            zmtp_received(&c.zmtp, <size_t> got)
+            total += <size_t> got
+            c.heard_ns = self.sessions.now_ns
+            if not self.judge(c):
+                return False
+            if c.more or <size_t> got < room:
+                break
+        size[0] += total
+        if c.more or c.paused:
+            return c.more and not c.paused
+        if total >= READ_AT_ONCE:
+            return True
+        zmtp_rest(&c.zmtp)
+        return False
+
+    cdef bint judge(self, Connection* c) noexcept nogil:
+        """Judge the whole requests that have come, some of them where there are many; False: the connection is closed."""
+        cdef int event, judged = 0
+        cdef uint64_t began_ns = 0
+        cdef Zmtp* z = &c.zmtp
+        c.more = False
+        while True:
+            if c.opened and not self.sessions.serving:
+                c.more = True
+                c.paused = True
+                self.some_paused = True
+                self.look_for(c)
+                break
+            event = zmtp_next(z)
+            if event == ZMTP_MESSAGE:
+                self.sessions.receive_frames(
+                    &c.address, z.frames, zmtp_frame(z, 0), z.frame[0].size, zmtp_frame(z, 1) if z.frames > 1 else NULL,
+                    z.frame[1].size if z.frames > 1 else 0)
+                z.after_large = z.frames > 1 and z.frame[1].size >= ZMTP_WHOLE_MIN
+                judged += 1
+                if judged == 1:
+                    began_ns = monotonic_ns()
+                elif judged == JUDGED_AT_ONCE or monotonic_ns() > began_ns + JUDGE_NS:
+                    c.more = True
+                    break
+            elif event == ZMTP_OPENED:
+                c.opened = True
+                self.handshakes -= 1
+            elif event == ZMTP_WAIT:
+                break
+            else:
+                self.close(c)
+                return False
+        if zmtp_unsent(z):
+            self.send_own(c)
+        return True
+
+    # ---- what they are told
+
+    cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil:
+        """A send came to nothing: wait until it can, or give the connection up. True: try again."""
+        if size < 0 and errno == EINTR:
+            return True
+        if size < 0 and errno != EAGAIN:
+            self.break_off(c)
+        elif not c.blocked:
+            c.blocked = True
+            self.blocked += 1
+            self.look_for(c)
+        return False
+
+    cdef void break_off(self, Connection* c) noexcept nogil:
+        """Nothing can be sent to it any more. What came before that is still read; then it is closed."""
+        c.broken = True
+        self.drop_own(c)
+
+    cdef void drop_own(self, Connection* c) noexcept nogil:
+        cdef Frame* f
+        while c.first != NULL:
+            f = c.first
+            c.first = f.next
+            self.strays_waiting -= 1
+            frame_free(f)
+
+    cdef bint send_own(self, Connection* c) noexcept nogil:
+        """Send the commands of ZMTP and the frames that belong to no session; False when some of that has to wait."""
+        cdef Session* s = self.sessions.find_at(c.address.fd)
+        cdef Gathered g
+        cdef Frame* f
+        cdef size_t size
+        cdef const uint8_t* part
+        cdef ssize_t sent
+        if s != NULL and s.first != NULL and s.first.sent:          # it must be whole first
+            return False
+        while not c.broken and not c.blocked:
+            if c.first == NULL or c.first.sent == 0:
+                if zmtp_unsent(&c.zmtp):
+                    part = zmtp_next_part(&c.zmtp, &size)
+                    g.parts[0].iov_base = <void*> part
+                    g.parts[0].iov_len = size
+                    sent = send_parts(c.address.fd, g.parts, 1)
+                    if sent > 0:
+                        zmtp_sent(&c.zmtp, <size_t> sent)
+                    elif not self.took_less(c, sent):
+                        return False
+                    continue
+                if c.first == NULL:
+                    return True
+            f = c.first
+            gather(&g, f, SEND_AT_ONCE)
+            sent = send_parts(c.address.fd, g.parts, g.count)
+            if sent <= 0:
+                if not self.took_less(c, sent):
+                    return False
+                continue
+            f.sent += <size_t> sent
+            while f != NULL and f.sent >= size_on_wire(f):
+                sent = <ssize_t> (f.sent - size_on_wire(f))
+                c.first = f.next
+                self.strays_waiting -= 1
+                frame_free(f)
+                f = c.first
+                if f != NULL:
+                    f.sent = <size_t> sent
+        return c.broken
+
+    cdef void send_stray(self, Frame* f) noexcept nogil:
+        """Take a frame that belongs to no session, and send it; one of which a part has left already goes before all others."""
+        cdef Connection* c = self.find(&f.address)
+        if c == NULL or c.broken or self.strays_waiting >= STRAYS_WAITING_MAX and f.sent == 0:
+            self.sessions.strays_dropped += 1
+            frame_free(f)
+            return
+        self.strays_waiting += 1
+        if c.first == NULL:
+            c.last = f
+        if f.sent:
+            f.next = c.first
+            c.first = f
+        else:
+            f.next = NULL
+            if c.first == NULL:
+                c.first = f
+            else:
+                c.last.next = f
+            c.last = f
+        self.send_own(c)
+
+    cdef bint send_session(self, Session* s, size_t* size) noexcept nogil:
+        """Send a share of what waits for a session; False when its client takes no more for now."""
+        cdef Connection* c = self.find(&s.address)
+        cdef Gathered g
+        cdef size_t total = 0, left
+        cdef ssize_t sent
+        if c != NULL and not s.first.sent and (c.first != NULL or zmtp_unsent(&c.zmtp)) and not self.send_own(c):
+            return False
+        while s.first != NULL and total < SEND_AT_ONCE:
+            if c == NULL or c.broken:
+                session_drop_first(s)
+                continue
+            gather(&g, s.first, SEND_AT_ONCE - total)
+            sent = send_parts(c.address.fd, g.parts, g.count)
+            if sent <= 0:
+                if self.took_less(c, sent) or c.broken:
+                    continue
+                return False
+            total += <size_t> sent
+            left = <size_t> sent
+            while s.first != NULL and left:
+                if left < size_on_wire(s.first) - s.first.sent:
+                    s.first.sent += left
+                    break
+                left -= size_on_wire(s.first) - s.first.sent
+                session_drop_first(s)
+            if <size_t> sent < g.size:
+                self.took_less(c, 0)
+                size[0] += total
+                return False
+        size[0] += total
+        if c != NULL and zmtp_unsent(&c.zmtp) and (s.first == NULL or not s.first.sent):
+            self.send_own(c)
+        return True
+
+    cdef void writable(self, Connection* c) noexcept nogil:
+        """It takes something again."""
+        cdef Session* s = self.sessions.find_at(c.address.fd)
+        c.blocked = False
+        self.blocked -= 1
+        self.send_own(c)
+        if s != NULL and s.address.number == c.address.number and not c.blocked:
+            self.sessions.release(s)
+        self.look_for(c)
+
+    cdef bint send_all(self) noexcept nogil:
+        """Send what is to be sent, as far as clients take it, to each its share; whether anything was."""
+        cdef Session* s
+        cdef Frame* f = self.sessions.next_stray()
+        cdef size_t size = 0
+        cdef bint found = False
+        while f != NULL:
+            found = True
+            self.send_stray(f)
+            f = self.sessions.next_stray()
+        self.sessions.retry_later()
+        s = self.sessions.next_ready()
+        while s != NULL:
+            found = True
+            if not self.send_session(s, &size):
+                self.sessions.hold(s)
+            elif s.first == NULL:
+                self.sessions.sent(s)
+            else:
+                self.sessions.list_ready(s)
+            if size >= SEND_IN_TURN:
+                break
+            s = self.sessions.next_ready()
+        return found
