@@ -26,6 +26,8 @@ cdef struct Borrowed:           # a record on loan
 
 
 cdef void arena_give_back(Borrowed* borrowed) noexcept nogil    # on any thread
+cdef void arena_hold(ArenaMap* m) noexcept nogil                # keep the mapping, until as often
+cdef void arena_let_go(ArenaMap* m) noexcept nogil
 
 
 cdef void arena_prepare(uint8_t* at, size_t size) noexcept nogil  # all of these bytes are about to be written

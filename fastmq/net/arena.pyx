@@ -107,7 +107,11 @@ cdef void arena_prepare(uint8_t* at, size_t size) noexcept nogil:
 
 # ---- a front-end's end
 
-cdef void let_go(ArenaMap* m) noexcept nogil:
+cdef void arena_hold(ArenaMap* m) noexcept nogil:
+    fmq_arena_add(&m.holders, 1)
+
+
+cdef void arena_let_go(ArenaMap* m) noexcept nogil:
     """One holder less."""
     if fmq_arena_add(&m.holders, <uint64_t> -1) == 0:
         munmap(m.base, m.size)
@@ -123,7 +127,7 @@ cdef void forget_all(ArenaMap* m) noexcept nogil:
     while b != NULL:
         following = b.next
         free(b)
-        let_go(m)
+        arena_let_go(m)
         b = following
 
 
@@ -141,7 +145,7 @@ cdef void arena_give_back(Borrowed* borrowed) noexcept nogil:
         forget_all(m)
     elif seen == NULL and m.bell >= 0:
         write(m.bell, &one, 8)
-    let_go(m)
+    arena_let_go(m)
 
 
 @cython.final
@@ -169,7 +173,7 @@ cdef class ArenaView:
         if self.map != NULL:
             fmq_arena_raise(&self.map.closed)
             forget_all(self.map)
-            let_go(self.map)
+            arena_let_go(self.map)
 
     cdef Borrowed* borrow(self, uint64_t loan) noexcept nogil:
         """A record that a delivery has lent; NULL when there is no memory."""
@@ -190,4 +194,4 @@ cdef class ArenaView:
     cdef void forget(self, Borrowed* borrowed) noexcept nogil:
         """The worker has been told."""
         free(borrowed)
-        let_go(self.map)
+        arena_let_go(self.map)

@@ -6,14 +6,18 @@
 # from where they lie, a body in a worker's arena too; memory grows only as bytes arrive, and idle connections hold next to none.
 # Runs in front-ends, on the main thread, without the GIL.
 #
+#   a large frame: its direction of the connection is lent to the bulk thread until the frame is whole, or has left
+#
 #   accepted --greeting, READY in time--> opened --bytes--> listed: read, judged, in turn
 #                                           | takes no more: blocked until epoll says that it does
 #                                           | silent for 15 s, malformed, ended: closed; its session loses its connection
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmq.server.bulk cimport Bulk, BulkJob
 from fastmq.server.posix cimport epoll_event
 from fastmq.server.session cimport Address, Frame, Session
 from fastmq.server.sessions cimport Sessions
+from fastmq.server.workers cimport Placement
 from fastmq.wire.blocks cimport Blocks
 from fastmq.wire.zmtp cimport Zmtp
 
@@ -56,6 +60,12 @@ cdef struct Connection:
     bint paused                         # it is not read before the front-end serves
     bint blocked                        # it takes no more
     bint broken                         # nothing can be sent any more; what has come is still read
+    bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
+    bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends
+    bint gone                           # closed, as soon as the bulk thread has let go of it
+    Placement placed                    # where the record goes that the bulk thread reads; none: into `zmtp`
+    BulkJob reading
+    BulkJob writing
 
 
 cdef class Connections:
@@ -74,6 +84,8 @@ cdef class Connections:
     cdef Connection* first              # those to be read, in turn
     cdef Connection* last
     cdef uint32_t next_number
+    cdef Bulk bulk
+    cdef readonly int lent              # directions of connections that the bulk thread has
     cdef int strays_waiting
     cdef int handshakes                 # connections that are not opened
     cdef bint some_paused
@@ -91,6 +103,7 @@ cdef class Connections:
     cdef bint send_all(self) noexcept nogil
     cdef void keep_alive(self) noexcept nogil
     cdef int wait_at_most(self) noexcept nogil
+    cdef bint take_back(self) noexcept nogil
     # private
     cdef int fd_is_listener(self, int fd) noexcept nogil
     cdef void accept(self, int listener) noexcept nogil
@@ -98,11 +111,16 @@ cdef class Connections:
     cdef bint add(self, int fd) noexcept nogil
     cdef Connection* find(self, const Address* address) noexcept nogil
     cdef void close(self, Connection* c) noexcept nogil
+    cdef void end(self, Connection* c) noexcept nogil
     cdef void forget(self, Connection* c) noexcept nogil
     cdef Connection* take_first(self) noexcept nogil
     cdef void list_last(self, Connection* c) noexcept nogil
     cdef void look_for(self, Connection* c) noexcept nogil
     cdef void resume(self) noexcept nogil
+    cdef bint lend_reading(self, Connection* c) noexcept nogil
+    cdef bint has_place(self, Connection* c) noexcept nogil
+    cdef void heard_bulk(self, Connection* c) noexcept nogil
+    cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil
     cdef bint read_connection(self, Connection* c, size_t* size) noexcept nogil
     cdef bint judge(self, Connection* c) noexcept nogil
     cdef bint send_own(self, Connection* c) noexcept nogil

@@ -3,24 +3,25 @@ cimport cython
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EPROTO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 import os
 
 from fastmq.server.posix cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SOCK_CLOEXEC,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SHUT_RDWR, SOCK_CLOEXEC,
     SOCK_NONBLOCK, accept4, epoll_add, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read, recv,
-    send_parts, set_tcp, user_of,
+    send_parts, set_tcp, shutdown, user_of,
 )
 from fastmq.server.posix cimport close as close_fd
-from fastmq.server.gathered cimport Gathered, gather, size_on_wire
-from fastmq.server.session cimport address_same, frame_free, session_drop_first
+from fastmq.server.bulk cimport BULK_SENT_AT_ONCE, Bulk, BulkJob
+from fastmq.server.gathered cimport BULK_MIN, Gathered, gather, size_on_wire
+from fastmq.server.session cimport address_same, frame_free, frames_free, session_drop_first, session_take_first
 from fastmq.wire.blocks cimport blocks_free, blocks_give
 from fastmq.wire.buffer cimport buffer_init
 from fastmq.wire.limits cimport FRAME_SIZE_MAX
 from fastmq.wire.zmtp cimport (
-    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_frame, zmtp_free, zmtp_init, zmtp_next, zmtp_next_part,
-    zmtp_ping, zmtp_received, zmtp_rest, zmtp_sent, zmtp_shared_room, zmtp_start, zmtp_unsent,
+    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_begun, zmtp_frame, zmtp_free, zmtp_init, zmtp_next, zmtp_next_part,
+    zmtp_pass_over, zmtp_ping, zmtp_received, zmtp_rest, zmtp_sent, zmtp_shared_room, zmtp_start, zmtp_unsent,
 )
 
 
@@ -37,6 +38,8 @@ cdef class Connections:
         self.control = -1
         self.next_number = 1
         self.room_max = room_max
+        self.bulk = Bulk()
+        epoll_add(self.epoll, EPOLL_CTL_ADD, self.bulk.done_bell, 0, EPOLLIN)
         self._bells = []
         self._listeners = []
         if len(listeners) > LISTENERS_MAX:
@@ -81,8 +84,13 @@ cdef class Connections:
         """Nothing is to be done: give back the memory that is kept for when there is."""
         blocks_free(&self.blocks)
 
-    def stop_listening(self) -> None:
-        """Accept nobody any more."""
+    def start(self) -> None:
+        """Begin the thread for large frames."""
+        self.bulk.start()
+
+    def stop(self) -> None:
+        """End that thread, and accept nobody any more."""
+        self.bulk.stop()
         self.listener_count = 0
         for listener in self._listeners:
             listener.close()
@@ -208,11 +216,22 @@ cdef class Connections:
     cdef Connection* find(self, const Address* address) noexcept nogil:
         """The connection of this address; NULL: it is gone."""
         cdef Connection* c = self.by_fd[address.fd] if 0 <= address.fd < self.room else NULL
-        return c if c != NULL and address_same(&c.address, address) else NULL
+        return c if c != NULL and not c.gone and address_same(&c.address, address) else NULL
 
     cdef void close(self, Connection* c) noexcept nogil:
         """It has ended, and all that came over it was judged. `c` must not be used any more."""
-        self.sessions.lose_connection(&c.address)
+        if not c.gone:
+            c.gone = True
+            self.sessions.lose_connection(&c.address)
+            epoll_add(self.epoll, EPOLL_CTL_DEL, c.address.fd, 0, 0)
+            if c.reads_bulk or c.writes_bulk:
+                shutdown(c.address.fd, SHUT_RDWR)       # the bulk thread lets go of it
+        if not c.reads_bulk and not c.writes_bulk:
+            self.end(c)
+
+    cdef void end(self, Connection* c) noexcept nogil:
+        """Nobody else has anything of it."""
+        self.sessions.workers.release(&c.placed)
         self.by_fd[c.address.fd] = NULL
         self.count -= 1
         self.handshakes -= 0 if c.opened else 1
@@ -224,6 +243,9 @@ cdef class Connections:
     cdef void forget(self, Connection* c) noexcept nogil:
         """Give back what it has; itself too, unless it stands in the list."""
         self.drop_own(c)
+        if c.writes_bulk:
+            frames_free(c.writing.frame)
+            frames_free(c.writing.sent)
         zmtp_free(&c.zmtp)
         close_fd(c.address.fd)
         c.address.fd = -1
@@ -250,7 +272,7 @@ cdef class Connections:
 
     cdef void look_for(self, Connection* c) noexcept nogil:
         """Tell epoll what is waited for, where that has changed."""
-        cdef uint32_t interest = (0 if c.paused else EPOLLIN) | (EPOLLOUT if c.blocked else 0)
+        cdef uint32_t interest = (0 if c.paused or c.reads_bulk else EPOLLIN) | (EPOLLOUT if c.blocked else 0)
         if interest != c.interest:
             c.interest = interest
             epoll_add(self.epoll, EPOLL_CTL_MOD, c.address.fd, c.address.number, interest)
@@ -280,8 +302,10 @@ cdef class Connections:
             self.accept_more(True)
         for fd in range(self.room):
             c = self.by_fd[fd]
-            if c == NULL or c.paused or c.listed:
+            if c == NULL or c.paused or c.listed or c.gone:
                 continue
+            if c.reads_bulk:
+                c.heard_ns = max(c.heard_ns, c.reading.heard_ns)
             if not c.opened:
                 if now >= c.accepted_ns + HANDSHAKE_NS:
                     self.close(c)
@@ -291,7 +315,7 @@ cdef class Connections:
                 silence_ns = min(silence_ns, <uint64_t> c.zmtp.ttl_ms * 1000000)
             if now >= c.heard_ns + silence_ns and not is_readable(fd):
                 self.close(c)
-            elif now >= c.pinged_ns + PING_NS and zmtp_unsent(&c.zmtp) < OUT_WAITING_MAX:
+            elif now >= c.pinged_ns + PING_NS and not c.writes_bulk and zmtp_unsent(&c.zmtp) < OUT_WAITING_MAX:
                 c.pinged_ns = now
                 zmtp_ping(&c.zmtp)
                 self.send_own(c)
@@ -312,7 +336,7 @@ cdef class Connections:
             c = self.take_first()
             if c.address.fd < 0:
                 free(c)
-            else:
+            elif not c.gone:
                 found = True
                 if self.read_connection(c, &size):
                     self.list_last(c)
@@ -325,10 +349,12 @@ cdef class Connections:
         cdef uint8_t* at
         cdef size_t room, total = 0
         cdef ssize_t got
+        if c.reads_bulk:
+            return False
         if c.more:
             if not self.judge(c):
                 return False
-            if c.more or c.paused:
+            if c.more or c.paused or c.reads_bulk:
                 return c.more and not c.paused
         while total < READ_AT_ONCE:
             at = zmtp_shared_room(&c.zmtp, READ_SIZE, &room)
@@ -349,10 +375,10 @@ cdef class Connections:
             c.heard_ns = self.sessions.now_ns
             if not self.judge(c):
                 return False
-            if c.more or <size_t> got < room:
+            if c.more or c.reads_bulk or <size_t> got < room:
                 break
         size[0] += total
-        if c.more or c.paused:
+        if c.more or c.paused or c.reads_bulk:
             return c.more and not c.paused
         if total >= READ_AT_ONCE:
             return True
@@ -388,6 +414,8 @@ cdef class Connections:
                 c.opened = True
                 self.handshakes -= 1
             elif event == ZMTP_WAIT:
+                if z.wanted >= z.received.size + BULK_MIN and not self.lend_reading(c):
+                    return False
                 break
             else:
                 self.close(c)
@@ -395,6 +423,108 @@ cdef class Connections:
         if zmtp_unsent(z):
             self.send_own(c)
         return True
+
+    # ---- large frames
+
+    cdef bint lend_reading(self, Connection* c) noexcept nogil:
+        """Let the bulk thread read the rest of a large frame; False: no memory."""
+        cdef BulkJob* job = &c.reading
+        job.prepare = False
+        if not self.has_place(c):
+            job.at = zmtp_shared_room(&c.zmtp, READ_SIZE, &job.left)
+            if job.at == NULL:
+                self.sessions.out_of_memory = True
+                return False
+        job.owner = c
+        job.fd = c.address.fd
+        job.is_read = True
+        job.done = 0
+        job.error = 0
+        job.heard_ns = 0
+        c.reads_bulk = True
+        self.lent += 1
+        self.look_for(c)
+        self.bulk.give(job)
+        return True
+
+    cdef bint has_place(self, Connection* c) noexcept nogil:
+        """Whether the frame that has begun is a record to be read right into its worker's arena; its first bytes are there then."""
+        cdef Zmtp* z = &c.zmtp
+        cdef const uint8_t* begun
+        cdef size_t size, total
+        if (z.frames != 1 or not zmtp_begun(z, &begun, &size, &total)
+                or not self.sessions.place(&c.address, zmtp_frame(z, 0), z.frame[0].size, begun, size, total, &c.placed)):
+            return False
+        memcpy(c.placed.at, begun, size)
+        c.reading.at = c.placed.at + size
+        c.reading.left = total - size
+        c.reading.prepare = c.placed.is_cold
+        return True
+
+    cdef void heard_bulk(self, Connection* c) noexcept nogil:
+        """The bulk thread has read what it was to read."""
+        cdef Zmtp* z = &c.zmtp
+        c.heard_ns = self.sessions.now_ns
+        if c.placed.at != NULL:
+            self.sessions.publishing.placed = &c.placed
+            self.sessions.receive_frames(&c.address, 2, zmtp_frame(z, 0), z.frame[0].size, c.placed.at, c.placed.size)
+            self.sessions.publishing.placed = NULL
+            self.sessions.workers.release(&c.placed)
+            zmtp_pass_over(z)
+        else:
+            zmtp_received(z, c.reading.done)
+            c.more = True
+        self.look_for(c)
+        self.list_last(c)
+
+    cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil:
+        """Let the bulk thread send the large frames that wait first, which are its own until they were sent."""
+        cdef BulkJob* job = &c.writing
+        cdef Frame* last = session_take_first(s)
+        cdef size_t size = size_on_wire(last)
+        job.frame = last
+        while s.first != NULL and s.first.records_size >= BULK_MIN and size < BULK_SENT_AT_ONCE:
+            last.next = session_take_first(s)
+            last = last.next
+            size += size_on_wire(last)
+        job.sent = NULL
+        job.is_read = False
+        job.owner = c
+        job.fd = c.address.fd
+        job.error = 0
+        c.writes_bulk = True
+        self.lent += 1
+        self.bulk.give(job)
+
+    cdef bint take_back(self) noexcept nogil:
+        """Go on with what the bulk thread has finished; whether there was anything."""
+        cdef BulkJob* job = self.bulk.take()
+        cdef BulkJob* following
+        cdef Connection* c
+        cdef bint found = job != NULL
+        while job != NULL:
+            following = job.next
+            c = <Connection*> job.owner
+            self.lent -= 1
+            if not job.is_read:
+                c.writes_bulk = False
+                frames_free(job.frame)
+                frames_free(job.sent)
+                if job.error:
+                    self.break_off(c)
+            else:
+                c.reads_bulk = False
+            if c.gone:
+                self.close(c)
+            elif not job.is_read:
+                self.writable(c)
+            else:
+                if job.error:
+                    self.close(c)
+                else:
+                    self.heard_bulk(c)
+            job = following
+        return found
 
     # ---- what they are told
 
@@ -433,7 +563,7 @@ cdef class Connections:
         cdef ssize_t sent
         if s != NULL and s.first != NULL and s.first.sent:          # it must be whole first
             return False
-        while not c.broken and not c.blocked:
+        while not c.broken and not c.blocked and not c.writes_bulk:
             if c.first == NULL or c.first.sent == 0:
                 if zmtp_unsent(&c.zmtp):
                     part = zmtp_next_part(&c.zmtp, &size)
@@ -493,12 +623,17 @@ cdef class Connections:
         cdef Gathered g
         cdef size_t total = 0, left
         cdef ssize_t sent
+        if c != NULL and c.writes_bulk:
+            return False
         if c != NULL and not s.first.sent and (c.first != NULL or zmtp_unsent(&c.zmtp)) and not self.send_own(c):
             return False
         while s.first != NULL and total < SEND_AT_ONCE:
             if c == NULL or c.broken:
                 session_drop_first(s)
                 continue
+            if size_on_wire(s.first) >= s.first.sent + BULK_MIN:
+                self.lend_writing(c, s)
+                return False
             gather(&g, s.first, SEND_AT_ONCE - total)
             sent = send_parts(c.address.fd, g.parts, g.count)
             if sent <= 0:
@@ -525,8 +660,9 @@ cdef class Connections:
     cdef void writable(self, Connection* c) noexcept nogil:
         """It takes something again."""
         cdef Session* s = self.sessions.find_at(c.address.fd)
-        c.blocked = False
-        self.blocked -= 1
+        if c.blocked:
+            c.blocked = False
+            self.blocked -= 1
         self.send_own(c)
         if s != NULL and s.address.number == c.address.number and not c.blocked:
             self.sessions.release(s)

@@ -210,6 +210,7 @@ class Frontend:
         """Until told to stop. EOFError and OSError: the supervisor has gone."""
         self._look_at_bells()
         self._events.start()
+        self._connections.start()
         self._control.send({"op": "ready", "port": self.port, "events_port": self.events_port})
         soon_ns = tick_at_ns = 0
         while not self._stopped:
@@ -304,7 +305,7 @@ class Frontend:
         self._events.stop()
         for file in self._files:            # while they are still listened on, so that nobody else takes them for a dead broker's
             file.remove()
-        self._connections.stop_listening()
+        self._connections.stop()
         self._xpub.disable_monitor()
         self._xpub.close(linger=0)
         self._monitor.close(linger=0)

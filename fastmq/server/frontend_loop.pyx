@@ -33,7 +33,7 @@ cdef class FrontendLoop:
     cdef void turns(self, uint64_t until_ns, bint until_idle, uint64_t soon_ns) noexcept nogil:
         cdef uint64_t now
         cdef int timeout_ms
-        cdef bint busy, more
+        cdef bint busy, more, waits
         self.connections.control_ready = False
         while not self.sessions.out_of_memory:
             now = monotonic_ns()
@@ -41,7 +41,8 @@ cdef class FrontendLoop:
             self.connections.keep_alive()
             busy = self.turn()
             more = self.connections.first != NULL or self.sessions.ready.first != NULL
-            if now >= until_ns or (busy and now >= soon_ns) or (until_idle and not busy and not more and not self.connections.blocked):
+            waits = self.connections.blocked or self.connections.lent
+            if now >= until_ns or (busy and now >= soon_ns) or (until_idle and not busy and not more and not waits):
                 return
             timeout_ms = 0
             if not more and self.may_sleep():
@@ -54,7 +55,8 @@ cdef class FrontendLoop:
 
     cdef bint turn(self) noexcept nogil:
         """One look at every source, and everything that comes of it sent; whether anything was found."""
-        cdef bint found = self.connections.read_some()
+        cdef bint found = self.connections.lent and self.connections.take_back()
+        found = self.connections.read_some() or found
         if self.sessions.workers.written:
             self.sessions.workers.flush()   # they begin while the rest of this turn is done
         if self.read_events():

@@ -10,6 +10,7 @@ from fastmq.wire.zmtp cimport zmtp_put_head
 
 cdef enum:
     PARTS_MAX = 64                      # pieces of memory in one send
+    BULK_MIN = 294912                   # bytes of a frame that are worth another thread; deliveries of small messages are smaller
 
 
 cdef struct Gathered:                   # the pieces of one send
@@ -41,12 +42,12 @@ cdef inline void gather_part(Gathered* g, const void* data, size_t size, size_t*
 
 
 cdef inline void gather(Gathered* g, Frame* f, size_t size_max) noexcept nogil:
-    """What is left of `f` and of the frames behind it, about `size_max` bytes at most."""
+    """What is left of `f` and of the frames behind it up to a large one, about `size_max` bytes at most."""
     cdef size_t skip = f.sent, left
     cdef uint8_t* head
     g.count = 0
     g.size = 0
-    while f != NULL and g.count + 4 <= PARTS_MAX and g.size < size_max:
+    while f != NULL and g.count + 4 <= PARTS_MAX and g.size < size_max and (g.count == 0 or f.records_size < BULK_MIN):
         head = g.heads[g.count]
         gather_part(g, head, zmtp_put_head(head, f.header_size, f.records != NULL), &skip)
         gather_part(g, f.header, f.header_size, &skip)

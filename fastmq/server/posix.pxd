@@ -74,6 +74,7 @@ cdef extern from * nogil:
     int accept4(int fd, void* address, void* size, int flags)
     ssize_t recv(int fd, void* at, size_t size, int flags)
     ssize_t read(int fd, void* at, size_t size)
+    ssize_t write(int fd, const void* at, size_t size)
     int shutdown(int fd, int how)
     int close(int fd)
     unsigned int geteuid()

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastmq.server.live cimport LivePatterns
 from fastmq.server.routes cimport Destination, Route, RouteCache
 from fastmq.server.session cimport Session
-from fastmq.server.workers cimport Workers
+from fastmq.server.workers cimport Placement, Workers
 from fastmq.wire.buffer cimport Buffer
 from fastmq.wire.limits cimport WORKERS_MAX
 
@@ -57,6 +57,7 @@ cdef class Publishing:
     cdef object resolve                 # (vhost number, exchange, key) -> (Code, [(worker, shard, queue)...], [pattern...])
     cdef Parcel[WORKERS_MAX] parcels
     cdef uint32_t lost                  # bits of the workers that could not be told of a part of it: no memory
+    cdef const Placement* placed        # where the only record of the batch in hand lies already; NULL: it does not
     cdef Buffer runs                    # KeyRun[] of the batch in hand
     cdef Buffer sizes                   # uint32_t[]: size of each record
     # counted in messages
@@ -67,6 +68,10 @@ cdef class Publishing:
 
     cdef int publish(
         self, Session* s, const PublishRequest* p, const uint8_t* records, size_t records_size
+    ) noexcept nogil
+    # Reserve a place for the only record of a PUBLISH, of which the first `size` bytes have come; False: it is to be read like any other.
+    cdef bint place(
+        self, Session* s, const PublishRequest* p, const uint8_t* record, size_t size, size_t total, Placement* placement
     ) noexcept nogil
     cdef int check(self, Session* s, const PublishRequest* p) noexcept nogil
     cdef int split(self, Session* s, const PublishRequest* p, const uint8_t* records, size_t records_size) noexcept nogil
@@ -82,5 +87,6 @@ cdef class Publishing:
         self, Session* s, const PublishRequest* p, const KeyRun* run, const Destination* to, uint32_t count, const uint8_t* records
     ) noexcept nogil
     cdef uint8_t* begin(self, Session* s, const PublishRequest* p, int worker, size_t entries_size, uint32_t records_size) noexcept nogil
+    cdef bint is_placed(self, int worker, const uint8_t* record, uint64_t size) noexcept nogil
     cdef void watch(self, Session* s, const PublishRequest* p, const KeyRun* run, const Route* route) noexcept nogil
     cdef bint send(self, Session* s, const PublishRequest* p, int worker, const uint8_t* records) noexcept nogil

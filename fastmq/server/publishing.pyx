@@ -22,7 +22,7 @@ from fastmq.wire.limits cimport BATCH_COUNT_MAX, MESSAGE_SIZE_MAX, NAME_SIZE_MAX
 from fastmq.wire.link cimport L_PUBLISH, RECORD_SHARED_MIN, LinkPublish, LinkPublishEntry
 from fastmq.wire.msgpack cimport Reader, mp_read_bin, reader_init
 from fastmq.wire.records cimport (
-    RECORD_GOOD, RECORD_MALFORMED, RECORD_PROPERTIES_TOO_LARGE, Record, record_read, utf8_valid,
+    RECORD_GOOD, RECORD_MALFORMED, RECORD_PROPERTIES_TOO_LARGE, Record, record_begins, record_read, utf8_valid,
 )
 from fastmq.wire.verbs cimport BAD_REQUEST, INTERNAL, LIMIT, MANDATORY, OVER_WINDOW, TOO_LARGE, UNROUTABLE
 
@@ -282,7 +282,14 @@ cdef class Publishing:
     ) noexcept nogil:
         """Copy a large record into the arena of its worker, and tell it where, behind what the parcel holds; False: it goes with the parcel."""
         cdef uint64_t offset = 0
-        cdef uint8_t* place = self.workers.place(to.worker, run.size, &offset)
+        cdef const uint8_t* record = records + run.offset
+        cdef uint8_t* place
+        if self.is_placed(to.worker, record, run.size):
+            place = self.placed.at
+            offset = self.placed.offset
+            self.placed = NULL
+        else:
+            place = self.workers.place(to.worker, run.size, &offset)
         cdef LinkPublishEntry* entry
         cdef LinkPublish* head
         cdef uint8_t* at
@@ -295,7 +302,8 @@ cdef class Publishing:
         at = self.begin(s, p, to.worker, count * sizeof(LinkPublishEntry), 0)
         if at == NULL:
             return False
-        memcpy(place, records + run.offset, run.size)
+        if place != record:
+            memcpy(place, record, run.size)
         head = <LinkPublish*> at
         head.is_shared = True
         head.shared_at = offset
@@ -310,6 +318,32 @@ cdef class Publishing:
             entry[i].padding = 0
         self.workers.commit(to.worker)
         return True
+
+    cdef inline bint is_placed(self, int worker, const uint8_t* record, uint64_t size) noexcept nogil:
+        cdef const Placement* p = self.placed
+        return p != NULL and p.at == record and p.size == size and p.worker == worker and p.link == self.workers.link_number[worker]
+
+    cdef bint place(
+        self, Session* s, const PublishRequest* p, const uint8_t* record, size_t size, size_t total, Placement* placement
+    ) noexcept nogil:
+        cdef Record found
+        cdef KeyRun run
+        cdef Route* route
+        cdef uint32_t i
+        if (p.count != 1 or self.check(s, p) != PUBLISH_DONE or not RECORD_SHARED_MIN <= total <= MESSAGE_SIZE_MAX
+                or not account_allows(&s.account, 0, total) or not record_begins(record, size, total, &found)
+                or not utf8_valid(found.routing_key, found.routing_key_size)):
+            return False
+        memset(&run, 0, sizeof(KeyRun))
+        run.key = found.routing_key
+        run.key_size = found.routing_key_size
+        route = self.route(s.vhost, p, &run)
+        if route == NULL or route.code or route.count == 0:
+            return False
+        for i in range(1, route.count):
+            if route.destinations[i].worker != route.destinations[0].worker:
+                return False
+        return self.workers.reserve(route.destinations[0].worker, total, placement)
 
     cdef void watch(self, Session* s, const PublishRequest* p, const KeyRun* run, const Route* route) noexcept nogil:
         """Note which live patterns match a run. What is sent again was seen by them before."""

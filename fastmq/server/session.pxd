@@ -121,6 +121,15 @@ cdef inline void frame_free(Frame* f) noexcept nogil:
     free(f)
 
 
+cdef inline void frames_free(Frame* f) noexcept nogil:
+    """A frame and those behind it."""
+    cdef Frame* following
+    while f != NULL:
+        following = f.next
+        frame_free(f)
+        f = following
+
+
 cdef inline Frame* frame_make(Buffer* header, Buffer* records) noexcept nogil:
     """A frame that owns what the two buffers held (records NULL: none); they are empty then. NULL when there is no memory."""
     cdef Frame* f = <Frame*> calloc(1, sizeof(Frame))

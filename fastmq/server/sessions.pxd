@@ -4,9 +4,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmq.server.live cimport LivePatterns
 from fastmq.server.membership cimport Membership
 from fastmq.server.outbox cimport Source
-from fastmq.server.publishing cimport Publishing
+from fastmq.server.publishing cimport Publishing, PublishRequest
 from fastmq.server.session cimport Address, Session
 from fastmq.server.settling cimport Settling
+from fastmq.server.workers cimport Placement
 from fastmq.wire.msgpack cimport Reader
 
 
@@ -25,6 +26,9 @@ cdef class Sessions(Membership):
     cdef void receive_frames(
         self, const Address* address, int frames, const uint8_t* header, size_t header_size, const uint8_t* records, size_t records_size
     ) noexcept nogil
+    # Reserve a place for the large record of a request whose header has come; False: it is to be read like any other.
+    cdef bint place(self, const Address* address, const uint8_t* header, size_t header_size, const uint8_t* record, size_t size, size_t total,
+                    Placement* placement) noexcept nogil
     cdef void from_link(self, int worker, uint16_t kind, uint16_t shard, const uint8_t* payload, size_t size) noexcept nogil
     cdef int pump(self, int worker, int messages_max) noexcept nogil
     cdef void hear_events(self, int kind, const uint8_t* payload, size_t size) noexcept with gil
@@ -36,6 +40,7 @@ cdef class Sessions(Membership):
         self, Source* source, Reader* r, int fields, int frames, const uint8_t* header, size_t header_size,
         const uint8_t* records, size_t records_size
     ) noexcept nogil
+    cdef bint read_publish(self, Reader* r, int fields, PublishRequest* p) noexcept nogil
     cdef void publish(
         self, Session* s, const Source* source, Reader* r, int fields, int frames, const uint8_t* records, size_t records_size
     ) noexcept nogil

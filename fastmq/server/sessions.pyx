@@ -159,6 +159,33 @@ cdef class Sessions(Membership):
             else:
                 self.refuse_frames(s, source, frames, 0)
 
+    cdef bint place(
+        self, const Address* address, const uint8_t* header, size_t header_size, const uint8_t* record, size_t size, size_t total,
+        Placement* placement
+    ) noexcept nogil:
+        cdef Source source
+        cdef PublishRequest p
+        cdef Reader r
+        cdef Session* s
+        cdef int fields
+        reader_init(&r, header, header_size)
+        fields = self.read_head(&r, &source)
+        if fields < 0 or source.verb != PUBLISH or self.closing:
+            return False
+        s = self.find(source.sid)
+        if s == NULL or s.proof != source.proof or source.incarnation != s.incarnation or not address_same(&s.address, address):
+            return False
+        return self.read_publish(&r, fields, &p) and self.publishing.place(s, &p, record, size, total, placement)
+
+    cdef bint read_publish(self, Reader* r, int fields, PublishRequest* p) noexcept nogil:
+        """[..., floor, first_seq, count, exchange, flags]; False: it is not that."""
+        p.floor = mp_read_uint(r)
+        p.first_seq = mp_read_uint(r)
+        p.count = mp_read_uint(r)
+        p.exchange = mp_read_str(r, &p.exchange_size)
+        p.flags = mp_read_u32(r)
+        return not r.error and r.at == r.end and fields == 5
+
     cdef void publish(
         self, Session* s, const Source* source, Reader* r, int fields, int frames, const uint8_t* records, size_t records_size
     ) noexcept nogil:
@@ -174,12 +201,7 @@ cdef class Sessions(Membership):
                 s.told_closing = True
                 self.answer_code(s, source, CLOSING_DOWN, s.incarnation)
             return
-        p.floor = mp_read_uint(r)
-        p.first_seq = mp_read_uint(r)
-        p.count = mp_read_uint(r)
-        p.exchange = mp_read_str(r, &p.exchange_size)
-        p.flags = mp_read_u32(r)
-        if r.error or r.at != r.end or fields != 5:
+        if not self.read_publish(r, fields, &p):
             self.refuse_publish(s, source, -1)
             return
         if frames != 2:

@@ -2,7 +2,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastmq.net.arena cimport Borrowed
+from fastmq.net.arena cimport ArenaMap, Borrowed
 from fastmq.wire.limits cimport SHARDS_MAX, WORKERS_MAX
 from fastmq.wire.link cimport LinkRegion
 
@@ -22,13 +22,27 @@ cdef struct Lent:                               # a region of a worker's arena, 
     uint64_t size
     uint64_t used
     bint is_warm                                # it took memory when it was lent
+    uint32_t reserved                           # places in it that are being filled
 
 
 cdef struct Regions:                            # those of one worker, oldest first
     Lent[REGIONS_MAX] items
     int count
+    Lent[REGIONS_MAX] leaving                   # to be handed back when their places are filled
+    int leaving_count
     bint idle                                   # nothing was written since the last tick,
     uint64_t idle_since_ns                      # nor since then
+
+
+cdef struct Placement:                          # a place in a worker's arena for a record that is still to come
+    uint8_t* at                                 # NULL: there is none
+    uint64_t size
+    uint64_t offset                             # in the arena
+    uint64_t region                             # where its region begins
+    int worker
+    uint32_t link                               # the number of the worker's link: with another one the place is nobody's
+    bint is_cold                                # its memory is still to be taken
+    ArenaMap* map
 
 
 cdef class Workers:
@@ -42,6 +56,7 @@ cdef class Workers:
     cdef PyObject* arenas[WORKERS_MAX]          # ArenaView, borrowed from `_arenas`; NULL: none
     cdef list _arenas
     cdef Regions[WORKERS_MAX] regions
+    cdef uint32_t[WORKERS_MAX] link_number      # of the links that each worker has had
 
     cdef uint8_t* begin(self, int worker, uint16_t kind, uint16_t shard, size_t size) noexcept nogil
     cdef void commit(self, int worker) noexcept nogil
@@ -51,6 +66,9 @@ cdef class Workers:
     cdef void take_region(self, int worker, const LinkRegion* region) noexcept nogil
     cdef uint8_t* place(self, int worker, uint64_t size, uint64_t* offset) noexcept nogil
     cdef void region_done(self, int worker, bint idle) noexcept nogil
+    cdef void hand_back(self, int worker, const Lent* region, bint is_warm) noexcept nogil
+    cdef bint reserve(self, int worker, uint64_t size, Placement* placement) noexcept nogil
+    cdef void release(self, Placement* placement) noexcept nogil
     cdef const uint8_t* borrow(self, int worker, uint64_t loan, uint64_t offset, Borrowed** borrowed) noexcept nogil
     cdef bint return_loan(self, int worker, uint64_t loan) noexcept nogil
     cdef void return_loans(self) noexcept nogil

@@ -2,14 +2,14 @@
 
 Owns: the front-end's end of each link and arena. Rules: what is written to a worker that is down is dropped, and said to be; links are flushed
 and bells rung once a turn; a region that was lent is written from its start on and handed back when the next record does not fit, or when it
-has lain idle; without room in a region a record is copied through the link as smaller ones are. Runs in front-ends.
+has lain idle, and all its places are filled; without room in a region a record is copied through the link as smaller ones are. Runs in front-ends.
 """
 cimport cython
 from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmq.net.arena cimport ArenaView, Borrowed, arena_prepare
+from fastmq.net.arena cimport ArenaView, Borrowed, arena_hold, arena_let_go, arena_prepare
 from fastmq.net.ring cimport Link
 from fastmq.wire.link cimport (
     L_LOANS_BACK, L_REGION_DONE, LinkAttach, LinkCancel, LinkCancelled, LinkConsume, LinkCounts, LinkQueue, LinkQueueRequest, LinkRegion,
@@ -22,6 +22,7 @@ cdef enum:
     LOANS_AT_ONCE = 64                          # in one message
     IDLE_NS = 5000000000                        # after which a region is handed back
     PREPARED_MIN = 65536                        # bytes of a record for which memory is taken at once
+    LEAVING_MAX = 2                             # regions whose places are long in being filled: then no more are reserved
 
 
 def link_sizes() -> dict[str, int]:
@@ -57,6 +58,7 @@ cdef class Workers:
         self.links[worker] = <PyObject*> link
         self._arenas[worker] = arena
         self.arenas[worker] = <PyObject*> arena if arena is not None else NULL
+        self.link_number[worker] += 1
         self.up |= <uint32_t> 1 << worker
 
     def detach(self, int worker) -> None:
@@ -66,8 +68,10 @@ cdef class Workers:
         self.links[worker] = NULL
         self._links[worker] = None
         self.arenas[worker] = NULL
-        self._arenas[worker] = None             # mapped as long as libzmq has something of it
+        self._arenas[worker] = None             # mapped as long as something of it is to be sent, or a place in it to be filled
         self.regions[worker].count = 0
+        self.regions[worker].leaving_count = 0
+        self.link_number[worker] += 1
         self.up &= ~(<uint32_t> 1 << worker)
         self.written &= self.up
 
@@ -121,6 +125,7 @@ cdef class Workers:
             r.items[r.count].offset = region.offset
             r.items[r.count].size = region.size
             r.items[r.count].used = 0
+            r.items[r.count].reserved = 0
             r.items[r.count].is_warm = region.is_warm
             r.count += 1
 
@@ -147,16 +152,72 @@ cdef class Workers:
     cdef void region_done(self, int worker, bint idle) noexcept nogil:
         """Hand back the oldest region: the worker lends another one for it, in the place behind the others."""
         cdef Regions* r = &self.regions[worker]
-        cdef LinkRegion told
         cdef int i
-        told.offset = r.items[0].offset
-        told.size = r.items[0].size
-        told.is_warm = not idle
-        told.padding = 0
-        self.add(worker, L_REGION_DONE, 0, &told, sizeof(told))
+        if r.items[0].reserved:
+            r.leaving[r.leaving_count] = r.items[0]
+            r.leaving_count += 1
+        else:
+            self.hand_back(worker, &r.items[0], not idle)
         r.count -= 1
         for i in range(r.count):
             r.items[i] = r.items[i + 1]
+
+    cdef void hand_back(self, int worker, const Lent* region, bint is_warm) noexcept nogil:
+        cdef LinkRegion told
+        told.offset = region.offset
+        told.size = region.size
+        told.is_warm = is_warm
+        told.padding = 0
+        self.add(worker, L_REGION_DONE, 0, &told, sizeof(told))
+
+    cdef bint reserve(self, int worker, uint64_t size, Placement* placement) noexcept nogil:
+        """A place for a record that is still to come, to be given to `release` when it was, or will not be; False: nowhere."""
+        cdef Regions* r = &self.regions[worker]
+        placement.at = NULL
+        if self.links[worker] == NULL or r.leaving_count >= LEAVING_MAX or r.count + r.leaving_count >= REGIONS_MAX:
+            return False
+        while r.count and r.items[0].size - r.items[0].used < size:
+            if size > r.items[0].size or r.leaving_count >= LEAVING_MAX:
+                return False
+            self.region_done(worker, False)
+        if r.count == 0:
+            return False
+        placement.is_cold = not r.items[0].is_warm
+        r.items[0].is_warm = True               # `place` need not take its memory
+        placement.region = r.items[0].offset
+        placement.at = self.place(worker, size, &placement.offset)
+        r.items[0].is_warm = not placement.is_cold
+        r.items[0].reserved += 1
+        placement.size = size
+        placement.worker = worker
+        placement.link = self.link_number[worker]
+        placement.map = (<ArenaView> self.arenas[worker]).map
+        arena_hold(placement.map)
+        return True
+
+    cdef void release(self, Placement* placement) noexcept nogil:
+        """The place is filled, or will not be."""
+        cdef Regions* r = &self.regions[placement.worker]
+        cdef int i
+        if placement.at == NULL:
+            return
+        placement.at = NULL
+        arena_let_go(placement.map)
+        if placement.link != self.link_number[placement.worker]:
+            return
+        for i in range(r.count):
+            if r.items[i].offset == placement.region:
+                r.items[i].reserved -= 1
+                return
+        for i in range(r.leaving_count):
+            if r.leaving[i].offset != placement.region:
+                continue
+            r.leaving[i].reserved -= 1
+            if r.leaving[i].reserved == 0:
+                self.hand_back(placement.worker, &r.leaving[i], True)
+                r.leaving_count -= 1
+                r.leaving[i] = r.leaving[r.leaving_count]
+            return
 
     cdef const uint8_t* borrow(self, int worker, uint64_t loan, uint64_t offset, Borrowed** borrowed) noexcept nogil:
         """Where the record of a loan lies; `borrowed` is to be given back. NULL: no memory."""
@@ -170,7 +231,7 @@ cdef class Workers:
         return self.add(worker, L_LOANS_BACK, 0, &loan, sizeof(loan))
 
     cdef void return_loans(self) noexcept nogil:
-        """Once a turn: tell the workers which of their loans libzmq has let go of."""
+        """Once a turn: tell the workers which of their loans have been sent."""
         cdef uint64_t[LOANS_AT_ONCE] loans
         cdef Borrowed* b
         cdef Borrowed* following

@@ -2,7 +2,7 @@
 #
 # The broker checks the shape, reads the routing key, and passes over properties and body by length: their bytes travel untouched.
 # A batch is consecutive records. Runs in every process, without the GIL.
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from fastmq.wire.limits cimport NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
@@ -92,6 +92,32 @@ cdef inline int record_read(Reader* r, Record* record) noexcept nogil:
     if record.routing_key_size > NAME_SIZE_MAX:
         return RECORD_KEY_TOO_LONG
     return RECORD_GOOD
+
+
+cdef inline bint record_begins(const uint8_t* data, size_t size, uint64_t total, Record* record) noexcept nogil:
+    """Whether these are the first bytes of a large record of `total` bytes, up to its body at least; it is read as far."""
+    cdef Reader r
+    cdef int i
+    reader_init(&r, data, size)
+    record.start = data
+    if mp_read_array(&r) != 3:
+        return False
+    record.routing_key = mp_read_str(&r, &record.routing_key_size)
+    record.properties = r.at
+    record.properties_size = 0
+    if not mp_read_nil(&r):
+        if r.error or r.at >= r.end or not (0x80 <= r.at[0] <= 0x8f or r.at[0] == 0xde or r.at[0] == 0xdf):
+            return False
+        mp_skip(&r)
+        record.properties_size = <uint32_t> (r.at - record.properties)
+    if r.error or r.end - r.at < 5 or r.at[0] != 0xc6 or record.routing_key_size > NAME_SIZE_MAX or record.properties_size > PROPERTIES_SIZE_MAX:
+        return False
+    record.body_size = 0
+    for i in range(1, 5):
+        record.body_size = record.body_size << 8 | r.at[i]
+    record.body = r.at + 5
+    record.size = <uint32_t> total
+    return <uint64_t> (record.body - data) + record.body_size == total
 
 
 cdef inline bint record_is_persistent(const uint8_t* data, uint32_t size) noexcept nogil:

@@ -92,6 +92,9 @@ cdef uint8_t* zmtp_take_block(Zmtp* z, size_t* room) noexcept nogil  # of the me
 # As zmtp_read_room, into what room there is: at least `size` bytes, but not past the end of a large frame.
 cdef uint8_t* zmtp_shared_room(Zmtp* z, size_t size, size_t* room) noexcept nogil
 cdef void zmtp_rest(Zmtp* z) noexcept nogil                         # nothing is read for now: give back what room is not needed until then
+# The frame that has only begun, if it is the last one of its message: its first bytes, and how many it will have.
+cdef bint zmtp_begun(Zmtp* z, const uint8_t** begun, size_t* size, size_t* total) noexcept nogil
+cdef void zmtp_pass_over(Zmtp* z) noexcept nogil                    # its rest was read elsewhere, and its message is done with
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
 cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
 cdef size_t zmtp_put_head(uint8_t* head, uint64_t size, bint more) noexcept nogil  # the same, in ZMTP_HEAD_MAX bytes; how many it has

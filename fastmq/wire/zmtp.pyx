@@ -106,6 +106,25 @@ cdef uint8_t* zmtp_shared_room(Zmtp* z, size_t size, size_t* room) noexcept nogi
     return z.received.data + z.received.size
 
 
+cdef bint zmtp_begun(Zmtp* z, const uint8_t** begun, size_t* size, size_t* total) noexcept nogil:
+    cdef size_t head = 9
+    if z.wanted == 0 or z.received.size < z.at + head or z.received.data[z.at] != FLAG_LONG:
+        return False
+    begun[0] = z.received.data + z.at + head
+    size[0] = z.received.size - z.at - head
+    total[0] = z.wanted - z.at - head
+    return True
+
+
+cdef void zmtp_pass_over(Zmtp* z) noexcept nogil:
+    z.received.size = 0
+    z.at = 0
+    z.wanted = 0
+    z.frames = 0
+    z.whole = False
+    z.after_large = True
+
+
 cdef void zmtp_rest(Zmtp* z) noexcept nogil:
     cdef Buffer kept
     drop_digested(z)
