@@ -17,5 +17,6 @@ cdef class ClientBase:
     cdef readonly Connection _events
     cdef readonly double timeout
 
+    cdef void let_go_of_bodies(self)
     cdef uint64_t publish_slowly(self, str routing_key, bytes body, str exchange, int flags, bytes properties, timeout) except 0
     cdef Message message_of(self, Request* request)

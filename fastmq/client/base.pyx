@@ -1,4 +1,5 @@
 """The part of the blocking client that is on the way of a message: see base.pxd."""
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
@@ -10,7 +11,7 @@ from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP, WAIT_WIDE
 from fastmq.client.posix cimport clock_ns
 from fastmq.client.properties cimport properties_of
-from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_due, publishes_gathered
+from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_drop, publishes_due, publishes_gathered
 from fastmq.client.requests cimport REQUEST_FAILED, Request, requests_find, requests_remove
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 from fastmq.wire.limits cimport MESSAGE_SIZE_MAX, NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
@@ -69,9 +70,11 @@ cdef class ClientBase:
         cdef bytes data
         cdef uint64_t sequence
         cdef bint due
+        cdef Buffer dropped
         cdef Connection c = self._commands
         cdef ClientCore core = self.core
         cdef int flags = MANDATORY if mandatory else 0
+        buffer_init(&dropped)
         if type(body) is bytes:
             data = <bytes> body
         elif isinstance(body, str):
@@ -102,13 +105,18 @@ cdef class ClientBase:
         sequence = publishes_add(
             &core.publishes, name, <uint8_t> exchange_size, <uint8_t> flags, key, <uint8_t> key_size,
             <const char*> properties if properties is not None else NULL, len(properties) if properties is not None else 0,
-            <const char*> data, <uint32_t> len(data))
+            <const char*> data, <uint32_t> len(data), <PyObject*> data)
+        if core.publishes.dropped.size:
+            dropped = core.publishes.dropped
+            buffer_init(&core.publishes.dropped)
         due = publishes_due(&core.publishes)
         if due and not publishes_gathered(&core.publishes) and c.expects_company():
             due = False
         if c.linger_ns == 0 and not due and core.publishes.ready:
             c.linger()
         c.unlock()
+        if dropped.size:
+            publishes_drop(&dropped)
         if due:
             with nogil:
                 c.push()
@@ -133,7 +141,7 @@ cdef class ClientBase:
             sequence = 0 if self._commands.closed else publishes_add(
                 &self.core.publishes, name, <uint8_t> len(name), <uint8_t> flags, key, <uint8_t> len(key),
                 <const char*> properties if properties is not None else NULL, len(properties) if properties is not None else 0,
-                <const char*> body, <uint32_t> len(body))
+                <const char*> body, <uint32_t> len(body), <PyObject*> body)
             if sequence and waited == WAITED and not publishes_gathered(&self.core.publishes):
                 self._commands.linger()         # who has filled the window goes on: not one message by itself
                 self._commands.published_ns = clock_ns()
@@ -144,6 +152,7 @@ cdef class ClientBase:
                 raise MemoryError("there is no memory for this message")
             with nogil:
                 self._commands.push()
+            self.let_go_of_bodies()
             if sequence:
                 return sequence
             wide = clock_ns() + WIDE_NS         # one at a time, each would be a batch of its own
@@ -187,12 +196,22 @@ cdef class ClientBase:
         last = self.core.publishes.next_seq - 1
         self._commands.unlock()
         waited = self._commands.wait_for(WAIT_OUTCOME, last, NEVER if timeout is None else self._deadline(timeout))
+        self.let_go_of_bodies()
         if waited == WAITED_CLOSED or self._commands.closed:
             raise Closed("the client is closed")
         if waited != WAITED:
             self._commands.fail(waited, f"the outcome of {self.core.publishes.open_messages} publishes did not come within {timeout} s")
         if self.core.publishes.failures:
             self._raise_failures()
+
+    cdef void let_go_of_bodies(self):
+        """Those of publishes that have their outcomes."""
+        cdef Buffer dropped
+        self._commands.lock()
+        dropped = self.core.publishes.dropped
+        buffer_init(&self.core.publishes.dropped)
+        self._commands.unlock()
+        publishes_drop(&dropped)
 
     # ---- requests
 

@@ -1,5 +1,6 @@
 """One session of a client, without I/O: what the broker says. See core.pxd."""
 cimport cython
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -9,7 +10,7 @@ from fastmq.client.deliveries cimport (
 )
 from fastmq.client.peer cimport BREAK_NO_MEMORY, BREAK_PROTOCOL, BREAK_SESSION
 from fastmq.client.publishes cimport (
-    BATCH_RECORDS_MAX, PUBLISH_NO_MEMORY, WINDOW_BATCHES, publishes_add, publishes_advance, publishes_confirm, publishes_detach,
+    BATCH_RECORDS_MAX, PUBLISH_NO_MEMORY, WINDOW_BATCHES, publishes_add, publishes_advance, publishes_confirm, publishes_detach, publishes_drop,
     publishes_floor, publishes_refuse, publishes_restart, publishes_sent_up_to,
 )
 from fastmq.client.requests cimport (
@@ -375,7 +376,8 @@ cdef class ClientCore(Session):
         cdef uint64_t sequence
         raw = msgpack.packb(properties) if properties else b""
         sequence = publishes_add(&self.publishes, name, <uint8_t> len(name), MANDATORY if mandatory else 0, key, <uint8_t> len(key),
-                                 <const char*> raw, len(raw), <const char*> body, len(body))
+                                 <const char*> raw, len(raw), <const char*> body, len(body), <PyObject*> body)
+        publishes_drop(&self.publishes.dropped)
         if sequence == PUBLISH_NO_MEMORY:
             raise MemoryError
         return sequence or None

@@ -8,6 +8,7 @@
 #             |       |       +-- next to make
 #             |       +---------- first with records that are not sent in this incarnation
 #             +------------------ first with a record that has no outcome
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmq.wire.blocks cimport Blocks
@@ -20,6 +21,7 @@ cdef enum:
     BATCH_RECORDS_MAX = 1000
     WINDOW_BATCHES = 4                  # a batch is at most this part of the window, so that one is on its way while the next fills
     ATTACHED_MIN = 65536                # bytes of records that are sent from where they lie instead of being copied
+    BORROWED_MIN = 65536                # bytes of a body that stays where the application has it, which is kept instead
     FAILURES_MAX = 10000                # failures kept for the next flush; above them publishing stops until they are reported
     FAILURE_TEXT_MAX = 1024             # bytes kept of a refusal's text
 
@@ -33,6 +35,9 @@ cdef struct Batch:
     uint64_t first_seq
     uint64_t sent_ns                    # when a record of it was first sent; 0: never
     Buffer records
+    const uint8_t* body                 # of its only record, behind `records`: in `owner`; NULL: all is in `records`
+    uint32_t body_size
+    PyObject* owner
     uint8_t* decided                    # a bit for each record that has an outcome; NULL: none has
     uint32_t count
     uint32_t open                       # records without an outcome
@@ -75,14 +80,18 @@ cdef struct Publishes:
     bint copying                        # a large batch does not wait for the attached one: it is copied
     bint blocked                        # a large batch waits until that has been sent
     Blocks blocks                       # for the next batches
+    Buffer dropped                      # PyObject*[]: owners that are needed no more; who has the GIL takes them
+    uint64_t borrowed                   # batches with an owner
 
 
 cdef void publishes_init(Publishes* p) noexcept nogil
 cdef void publishes_free(Publishes* p) noexcept nogil
+cdef void publishes_drop(Buffer* dropped)                                       # let go of these owners, and of the buffer; with the GIL
 cdef bint publishes_room(Publishes* p, uint64_t size) noexcept nogil            # whether a record of `size` bytes may be published now
 cdef bint publishes_wide(Publishes* p, uint64_t size) noexcept nogil            # whether a batch would find room too
 cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange_size, uint8_t flags, const char* key, uint8_t key_size,
-                            const void* properties, uint32_t properties_size, const void* body, uint32_t body_size) noexcept nogil
+                            const void* properties, uint32_t properties_size, const void* body, uint32_t body_size,
+                            PyObject* owner) noexcept nogil        # of the body, NULL: it is to be copied; with it the GIL is held
 cdef uint64_t publishes_floor(Publishes* p) noexcept nogil                      # the lowest sequence without an outcome
 cdef uint64_t publishes_sent_up_to(Publishes* p) noexcept nogil                 # all up to here are sent in this incarnation, or have outcomes
 cdef void publishes_restart(Publishes* p, uint64_t now, uint64_t age_max_ns) noexcept nogil
@@ -92,6 +101,11 @@ cdef bint publishes_refuse(Publishes* p, uint64_t first, uint64_t last, const ui
                            const uint8_t* text, uint32_t text_size) noexcept nogil
 cdef void publishes_detach(Publishes* p) noexcept nogil                         # nothing is attached any more
 cdef void publishes_advance(Publishes* p) noexcept nogil                        # forget leading batches whose records all have outcomes
+
+
+cdef inline size_t batch_size(const Batch* b) noexcept nogil:
+    """Bytes of its records."""
+    return b.records.size + b.body_size
 
 
 cdef inline Batch* publishes_last(Publishes* p) noexcept nogil:

@@ -1,16 +1,22 @@
 """The open publishes of a connection: see publishes.pxd."""
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from fastmq.wire.blocks cimport blocks_free, blocks_give, blocks_take
-from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init, buffer_reserve
 from fastmq.wire.msgpack cimport (
     Reader, mp_array, mp_bin, mp_nil, mp_read_str, mp_skip, mp_str, mp_tag, mp_take, mp_uint, reader_init,
 )
 from fastmq.wire.records cimport Record, record_read
 from fastmq.wire.verbs cimport PUBLISH
 from fastmq.wire.zmtp cimport Zmtp, zmtp_attach, zmtp_frame_head
+
+cdef extern from "Python.h":
+    void Py_INCREF(PyObject* object) nogil
+    void Py_DECREF(PyObject* object)
+
 
 cdef enum:
     BLOCK_SIZE = 2 * BATCH_SIZE_MAX
@@ -26,6 +32,8 @@ cdef void publishes_free(Publishes* p) noexcept nogil:
     while p.head != p.tail:
         batch_free(p, p.ring[p.head & p.mask])
         p.head += 1
+    with gil:
+        publishes_drop(&p.dropped)
     blocks_free(&p.blocks)
     free(p.ring)
     buffer_free(&p.failed)
@@ -66,7 +74,8 @@ cdef inline uint8_t* put_big(uint8_t* at, uint8_t tag, uint32_t value, int size)
 
 
 cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange_size, uint8_t flags, const char* key, uint8_t key_size,
-                            const void* properties, uint32_t properties_size, const void* body, uint32_t body_size) noexcept nogil:
+                            const void* properties, uint32_t properties_size, const void* body, uint32_t body_size,
+                            PyObject* owner) noexcept nogil:
     """Add one record to the last batch, or to a new one; its sequence, or PUBLISH_FULL or PUBLISH_NO_MEMORY and nothing changed."""
     cdef uint64_t size = <uint64_t> 1 + str_head(key_size) + key_size + bin_head(body_size) + body_size
     cdef Batch* b
@@ -74,10 +83,12 @@ cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange
     size += properties_size if properties_size else 1
     if not publishes_room(p, size):
         return PUBLISH_FULL
+    if owner != NULL and body_size < BORROWED_MIN or buffer_reserve(&p.dropped, (p.borrowed + 1) * sizeof(PyObject*)) == NULL:
+        owner = NULL
     b = publishes_last(p) if p.gathering else NULL
-    if (b == NULL or b.records.size + size > BATCH_SIZE_MAX or b.count >= BATCH_RECORDS_MAX or b.flags != flags
+    if (b == NULL or owner != NULL or b.records.size + size > BATCH_SIZE_MAX or b.count >= BATCH_RECORDS_MAX or b.flags != flags
             or b.exchange_size != exchange_size or exchange_size and memcmp(b.exchange, exchange, exchange_size) != 0):
-        b = batch_new(p, exchange, exchange_size, flags, size)
+        b = batch_new(p, exchange, exchange_size, flags, size - body_size if owner != NULL else size, owner)
         if b == NULL:
             return PUBLISH_NO_MEMORY
     at = b.records.data + b.records.size
@@ -102,8 +113,14 @@ cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange
         at = put_big(at, 0xc5, body_size, 2)
     else:
         at = put_big(at, 0xc6, body_size, 4)
-    memcpy(at, body, body_size)
-    b.records.size += <size_t> size
+    if owner != NULL:
+        b.body = <const uint8_t*> body
+        b.body_size = body_size
+        p.gathering = False
+        b.records.size = <size_t> size - body_size
+    else:
+        memcpy(at, body, body_size)
+        b.records.size += <size_t> size
     b.count += 1
     b.open += 1
     p.open_messages += 1
@@ -114,8 +131,11 @@ cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange
     return p.next_seq - 1
 
 
-cdef Batch* batch_new(Publishes* p, const char* exchange, uint8_t exchange_size, uint8_t flags, uint64_t size) noexcept nogil:
-    """An empty batch at the end of the ring, with room for a first record of `size` bytes; NULL, and nothing changed: no memory."""
+cdef Batch* batch_new(Publishes* p, const char* exchange, uint8_t exchange_size, uint8_t flags, uint64_t size, PyObject* owner) noexcept nogil:
+    """An empty batch at the end of the ring, with room for a first record of `size` bytes; NULL, and nothing changed: no memory.
+
+    With an owner that is the only one, without its body.
+    """
     cdef Batch* b
     if p.gathering:
         batch_close(p, publishes_last(p))
@@ -125,10 +145,20 @@ cdef Batch* batch_new(Publishes* p, const char* exchange, uint8_t exchange_size,
     if b == NULL:
         return NULL
     buffer_init(&b.records)
-    b.records.data = blocks_take(&p.blocks, <size_t> (size if size > BLOCK_SIZE else BLOCK_SIZE), &b.records.room)
+    b.body = NULL
+    b.body_size = 0
+    b.owner = owner
+    if owner != NULL:
+        b.records.room = <size_t> size
+        b.records.data = <uint8_t*> malloc(b.records.room)
+    else:
+        b.records.data = blocks_take(&p.blocks, <size_t> (size if size > BLOCK_SIZE else BLOCK_SIZE), &b.records.room)
     if b.records.data == NULL:
         free(b)
         return NULL
+    if owner != NULL:
+        Py_INCREF(owner)
+        p.borrowed += 1
     b.first_seq = p.next_seq
     b.sent_ns = 0
     b.decided = NULL
@@ -171,7 +201,18 @@ cdef void batch_close(Publishes* p, Batch* b) noexcept nogil:
             b.records.room = b.records.size
 
 
+cdef void publishes_drop(Buffer* dropped):
+    cdef PyObject** owners = <PyObject**> dropped.data
+    cdef size_t i
+    for i in range(dropped.size // sizeof(PyObject*)):
+        Py_DECREF(owners[i])
+    buffer_free(dropped)
+
+
 cdef void batch_free(Publishes* p, Batch* b) noexcept nogil:
+    if b.owner != NULL:
+        buffer_add(&p.dropped, &b.owner, sizeof(PyObject*))     # for which there is room
+        p.borrowed -= 1
     if b.records.room >= BLOCK_SIZE:
         blocks_give(&p.blocks, b.records.data, b.records.room)
     else:
@@ -227,7 +268,7 @@ cdef void publishes_restart(Publishes* p, uint64_t now, uint64_t age_max_ns) noe
     while i != p.tail:
         b = p.ring[i & p.mask]
         b.sent = 0 if b.open else b.count
-        b.sent_size = 0 if b.open else <uint32_t> b.records.size
+        b.sent_size = 0 if b.open else <uint32_t> batch_size(b)
         p.unsent_bytes += open_size(b)
         i += 1
 
@@ -238,8 +279,8 @@ cdef uint64_t open_size(Batch* b) noexcept nogil:
     cdef Record record
     cdef uint64_t size = 0
     cdef uint32_t i
-    if b.open == 0 or b.decided == NULL:
-        return b.records.size if b.open else 0
+    if b.open == 0 or b.decided == NULL or b.body != NULL:
+        return batch_size(b) if b.open else 0
     memset(&record, 0, sizeof(Record))
     reader_init(&r, b.records.data, b.records.size)
     for i in range(b.count):
@@ -258,14 +299,16 @@ cdef void publishes_write(Publishes* p, Zmtp* out, const uint8_t* session, uint6
         b = p.ring[p.send & p.mask]
         if b.open == 0:
             pass
-        elif b.records.size >= ATTACHED_MIN and out.attached != NULL and not p.copying:
+        elif batch_size(b) >= ATTACHED_MIN and out.attached != NULL and not p.copying:
             p.blocked = True
             return
-        elif b.decided == NULL and b.sent == 0 and fits(p, b.count, b.records.size):
+        elif b.decided == NULL and b.sent == 0 and (fits(p, b.count, batch_size(b)) or b.body != NULL and p.outstanding == 0):
             if p.gathering and p.send + 1 == p.tail:
                 batch_close(p, b)
-            write_run(p, b, out, session, incarnation, 0, b.count, 0, <uint32_t> b.records.size)
-            account_sent(p, b, b.count, b.records.size, now)
+            write_run(p, b, out, session, incarnation, 0, b.count, 0, <uint32_t> batch_size(b))
+            account_sent(p, b, b.count, batch_size(b), now)
+        elif b.body != NULL:
+            return
         elif not write_rest(p, b, out, session, incarnation, now):
             return
         p.send += 1
@@ -338,7 +381,14 @@ cdef void write_run(Publishes* p, Batch* b, Zmtp* out, const uint8_t* session, u
     zmtp_frame_head(&out.out, p.header.size, True)
     buffer_add(&out.out, p.header.data, p.header.size)
     zmtp_frame_head(&out.out, size, False)
-    if size >= ATTACHED_MIN and out.attached == NULL:
+    if b.body != NULL:
+        buffer_add(&out.out, b.records.data, b.records.size)
+        if out.attached == NULL:
+            zmtp_attach(out, b.body, b.body_size)
+            p.attached = b
+        else:
+            buffer_add(&out.out, b.body, b.body_size)
+    elif size >= ATTACHED_MIN and out.attached == NULL:
         zmtp_attach(out, b.records.data + at, size)
         p.attached = b
     else:
@@ -412,9 +462,12 @@ cdef bint decide(Publishes* p, Batch* b, uint32_t index) noexcept nogil:
     if index < b.sent:
         p.outstanding -= 1
     else:
-        record_at(b, index, &record)
         p.unsent_messages -= 1
-        p.unsent_bytes -= record.size
+        if b.body != NULL:
+            p.unsent_bytes -= batch_size(b)
+        else:
+            record_at(b, index, &record)
+            p.unsent_bytes -= record.size
     return True
 
 
@@ -452,7 +505,7 @@ cdef bint publishes_refuse(Publishes* p, uint64_t first, uint64_t last, const ui
         memset(&record, 0, sizeof(Record))
         reader_init(&r, b.records.data, b.records.size)
         for index in range(end):
-            record_read(&r, &record)
+            record_read(&r, &record)                        # of one whose body is borrowed: all that stands before it
             if b.first_seq + index >= first and b.open and not is_decided(b, index):
                 if not decide(p, b, index):
                     return False
@@ -510,7 +563,7 @@ cdef void publishes_advance(Publishes* p) noexcept nogil:
             if b.count == 0:
                 break
             p.gathering = False
-        p.open_bytes -= b.records.size
+        p.open_bytes -= batch_size(b)
         batch_free(p, b)
         p.head += 1
     if p.send < p.head:
