@@ -1,4 +1,4 @@
-"""Where the time of a message goes: CPU of each process, and of libzmq's thread, in the work queue's run."""
+"""Where the time of a message goes: CPU of each process in the work queue's run."""
 
 import os
 from collections import Counter
@@ -11,11 +11,11 @@ from queues import PREFETCH, SIZE
 
 from fastmq.cli.sides import LOADS, Side, together, wait
 
-THREADS = {"ZMQbg/IO": "io_us", "fastmq-frontend": "frontend_us", "fastmq-worker": "worker_us"}     # what the names of threads begin with
+THREADS = {"fastmq-frontend": "frontend_us", "fastmq-worker": "worker_us"}     # what the names of threads begin with
 
 
 def broker_threads(pids: Iterable[int]) -> Counter[str]:
-    """Seconds of CPU by figure; threads that have no line of their own (the supervisor, libzmq's reaper, live events) are `other_us`."""
+    """Seconds of CPU by figure; threads that have no line of their own (the supervisor, libzmq's for live events) are `other_us`."""
     found: Counter[str] = Counter()
     for pid in pids:
         for name, seconds in cpu_by_thread(pid):
@@ -61,8 +61,7 @@ LOADS_OF_WHERE = (
         "where", "work queue, 128 B, CPU a message", where,
         (
             Line("producer (publish, send), us", "producer_us"),
-            Line("libzmq's I/O thread, us", "io_us"),
-            Line("front-end (route, account), us", "frontend_us"),
+            Line("front-end (sockets, route, account), us", "frontend_us"),
             Line("worker (decide, deliver, settle), us", "worker_us"),
             Line("consumer (receive, Message, ack), us", "consumer_us"),
         ),

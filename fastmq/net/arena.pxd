@@ -1,21 +1,19 @@
 # A worker's arena: shared memory for bodies that are too large to be copied through rings.
 #
 # Owns: the mapping of one end. Rules: only the worker decides what lies where (model/regions.pxd); a front-end writes into regions that it was
-# lent, once, and reads what it was lent by a delivery, until it gives that back. libzmq lets go of a record on a thread of its own, so what is
-# given back goes onto a stack without a lock; the front-end's thread takes it from there and tells the worker. A front-end's mapping outlives
-# its worker until the last record has been let go of. Used by workers (ArenaMemory) and front-ends (ArenaView).
+# lent, once, and reads what it was lent by a delivery, until it gives that back: its main thread tells the worker once a turn. A front-end's
+# mapping outlives its worker until the last record has been let go of. Used by workers (ArenaMemory) and front-ends (ArenaView).
 #
-#     worker  --region-->  front-end: copies a body in  --publish, offset-->  worker: holds it
-#     worker  --deliver, offset, loan-->  front-end  --zmq_msg_init_data-->  libzmq  --arena_give_back-->  front-end  --loan-->  worker
+#     worker  --region-->  front-end: reads a body into it, or copies one  --publish, offset-->  worker: holds it
+#     worker  --deliver, offset, loan-->  front-end: sends it from there  --arena_give_back, loan-->  worker
 from libc.stdint cimport uint8_t, uint64_t
 
 
 cdef struct ArenaMap:
     uint8_t* base
     size_t size
-    int bell                    # eventfd that wakes the front-end when something comes back; -1: none
-    uint64_t holders            # the view, and each record on loan; the last one unmaps
-    uint64_t closed             # the view has gone: nobody asks for what comes back any more
+    uint64_t holders            # the view, each record on loan, each place that is being filled; the last one unmaps
+    bint closed                 # the view has gone: nobody asks for what comes back any more
     Borrowed* returned          # what has come back, newest first
 
 
@@ -25,7 +23,7 @@ cdef struct Borrowed:           # a record on loan
     uint64_t loan               # the worker's number of it
 
 
-cdef void arena_give_back(Borrowed* borrowed) noexcept nogil    # on any thread
+cdef void arena_give_back(Borrowed* borrowed) noexcept nogil
 cdef void arena_hold(ArenaMap* m) noexcept nogil                # keep the mapping, until as often
 cdef void arena_let_go(ArenaMap* m) noexcept nogil
 

@@ -17,14 +17,6 @@ cdef extern from *:
     #include <sys/mman.h>
     #include <unistd.h>
     #include <linux/falloc.h>
-    static inline uint64_t fmq_arena_add(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
-    static inline void *fmq_arena_swap(void *p, void *v) { return __atomic_exchange_n((void **) p, v, __ATOMIC_SEQ_CST); }
-    static inline void *fmq_arena_look(void *p) { return __atomic_load_n((void **) p, __ATOMIC_RELAXED); }
-    static inline int fmq_arena_cas(void *p, void *seen, void *v) {
-        return __atomic_compare_exchange_n((void **) p, (void **) seen, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
-    }
-    static inline uint64_t fmq_arena_flag(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
-    static inline void fmq_arena_raise(uint64_t *p) { __atomic_store_n(p, 1, __ATOMIC_SEQ_CST); }
     #ifndef MADV_POPULATE_WRITE
     #define MADV_POPULATE_WRITE 23
     #endif
@@ -36,13 +28,7 @@ cdef extern from *:
         return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) at, (off_t) size);
     }
     """
-    uint64_t fmq_arena_add(uint64_t* p, uint64_t v) noexcept nogil
     int fmq_arena_populate(void* at, size_t size) noexcept nogil
-    void* fmq_arena_swap(void* p, void* v) noexcept nogil
-    void* fmq_arena_look(void* p) noexcept nogil
-    int fmq_arena_cas(void* p, void* seen, void* v) noexcept nogil
-    uint64_t fmq_arena_flag(uint64_t* p) noexcept nogil
-    void fmq_arena_raise(uint64_t* p) noexcept nogil
     int fmq_arena_punch(int fd, uint64_t at, uint64_t size) noexcept nogil
 
 cdef extern from "sys/mman.h" nogil:
@@ -52,7 +38,6 @@ cdef extern from "sys/mman.h" nogil:
     void* MAP_FAILED
 
 cdef extern from "unistd.h" nogil:
-    ssize_t write(int fd, const void* buf, size_t count)
     int close(int fd)
 
 
@@ -108,56 +93,36 @@ cdef void arena_prepare(uint8_t* at, size_t size) noexcept nogil:
 # ---- a front-end's end
 
 cdef void arena_hold(ArenaMap* m) noexcept nogil:
-    fmq_arena_add(&m.holders, 1)
+    m.holders += 1
 
 
 cdef void arena_let_go(ArenaMap* m) noexcept nogil:
-    """One holder less."""
-    if fmq_arena_add(&m.holders, <uint64_t> -1) == 0:
+    m.holders -= 1
+    if m.holders == 0:
         munmap(m.base, m.size)
-        if m.bell >= 0:
-            close(m.bell)
         free(m)
-
-
-cdef void forget_all(ArenaMap* m) noexcept nogil:
-    """The worker is gone: what has come back is of no interest to anybody. The caller is a holder."""
-    cdef Borrowed* b = <Borrowed*> fmq_arena_swap(&m.returned, NULL)
-    cdef Borrowed* following
-    while b != NULL:
-        following = b.next
-        free(b)
-        arena_let_go(m)
-        b = following
 
 
 cdef void arena_give_back(Borrowed* borrowed) noexcept nogil:
     """The bytes are read no more; `borrowed` must not be used any more."""
     cdef ArenaMap* m = borrowed.map
-    cdef Borrowed* seen = <Borrowed*> fmq_arena_look(&m.returned)
-    cdef uint64_t one = 1
-    fmq_arena_add(&m.holders, 1)            # the one borrowed may be gone as soon as it stands on the stack
-    while True:
-        borrowed.next = seen
-        if fmq_arena_cas(&m.returned, &seen, borrowed):
-            break
-    if fmq_arena_flag(&m.closed):           # seen by this thread, or the stack by the one that closed it: nothing is left behind
-        forget_all(m)
-    elif seen == NULL and m.bell >= 0:
-        write(m.bell, &one, 8)
-    arena_let_go(m)
+    if m.closed:                            # the worker is gone: nobody asks for it any more
+        free(borrowed)
+        arena_let_go(m)
+        return
+    borrowed.next = m.returned
+    m.returned = borrowed
 
 
 @cython.final
 cdef class ArenaView:
-    """A front-end's mapping of `memfd`, which may be closed afterwards. `bell`: an eventfd that wakes the front-end, -1: none; copied."""
+    """A front-end's mapping of `memfd`, which may be closed afterwards."""
 
-    def __cinit__(self, int memfd, int bell=-1):
+    def __cinit__(self, int memfd):
         cdef size_t size = os.fstat(memfd).st_size
         self.map = <ArenaMap*> calloc(1, sizeof(ArenaMap))
         if self.map == NULL:
             raise MemoryError
-        self.map.bell = -1
         try:
             self.map.base = map_arena(memfd, size)
         except OSError:
@@ -166,14 +131,19 @@ cdef class ArenaView:
             raise
         self.map.size = size
         self.map.holders = 1
-        if bell >= 0:
-            self.map.bell = os.dup(bell)
 
     def __dealloc__(self):
-        if self.map != NULL:
-            fmq_arena_raise(&self.map.closed)
-            forget_all(self.map)
-            arena_let_go(self.map)
+        cdef Borrowed* b
+        cdef Borrowed* following
+        if self.map == NULL:
+            return
+        self.map.closed = True
+        b = self.map.returned
+        while b != NULL:
+            following = b.next
+            arena_give_back(b)
+            b = following
+        arena_let_go(self.map)
 
     cdef Borrowed* borrow(self, uint64_t loan) noexcept nogil:
         """A record that a delivery has lent; NULL when there is no memory."""
@@ -182,14 +152,14 @@ cdef class ArenaView:
             b.next = NULL
             b.map = self.map
             b.loan = loan
-            fmq_arena_add(&self.map.holders, 1)
+            arena_hold(self.map)
         return b
 
     cdef Borrowed* take_returned(self) noexcept nogil:
         """What has come back since the last call, linked by `next`; each is to be given to `forget`."""
-        if fmq_arena_look(&self.map.returned) == NULL:
-            return NULL
-        return <Borrowed*> fmq_arena_swap(&self.map.returned, NULL)
+        cdef Borrowed* b = self.map.returned
+        self.map.returned = NULL
+        return b
 
     cdef void forget(self, Borrowed* borrowed) noexcept nogil:
         """The worker has been told."""

@@ -3,7 +3,7 @@
 # Owns: nothing; the functions are those of the libzmq that pyzmq's wheel has already loaded, found by name when this module is imported.
 # Rules: results and errors are libzmq's own (http://api.zeromq.org/4-3:_start): -1 and zmq_errno(). A socket belongs to one thread at a
 # time, and is not used after its zmq.Socket was closed. A message that was initialised is closed, except one that was sent.
-# Used by the front-end. To add a function: a line here, one in libzmq.pyx.
+# Used by the front-end, for live events. To add a function: a line here, one in libzmq.pyx.
 
 
 cdef struct zmq_msg_t:          # 64 bytes, aligned like a pointer, as zmq.h promises
@@ -34,31 +34,18 @@ cdef enum MessageProperty:
     ZMQ_SHARED = 3
 
 
-cdef enum SocketOption:         # those that are read without the GIL; the rest is set through pyzmq
-    ZMQ_FD = 14
-    ZMQ_EVENTS = 15
-
-
-ctypedef void (*zmq_free_fn)(void* data, void* hint) noexcept nogil     # called on one of libzmq's own threads
-
 cdef int (*zmq_errno)() noexcept nogil
 cdef const char* (*zmq_strerror)(int number) noexcept nogil
 cdef int (*zmq_msg_init)(zmq_msg_t* message) noexcept nogil
 cdef int (*zmq_msg_init_size)(zmq_msg_t* message, size_t size) noexcept nogil
-cdef int (*zmq_msg_init_data)(zmq_msg_t* message, void* data, size_t size, zmq_free_fn release, void* hint) noexcept nogil
 cdef int (*zmq_msg_close)(zmq_msg_t* message) noexcept nogil
-cdef int (*zmq_msg_move)(zmq_msg_t* to, zmq_msg_t* source) noexcept nogil
-cdef int (*zmq_msg_copy)(zmq_msg_t* to, zmq_msg_t* source) noexcept nogil
 cdef void* (*zmq_msg_data)(zmq_msg_t* message) noexcept nogil
 cdef size_t (*zmq_msg_size)(const zmq_msg_t* message) noexcept nogil
 cdef int (*zmq_msg_more)(const zmq_msg_t* message) noexcept nogil
 cdef int (*zmq_msg_get)(const zmq_msg_t* message, int property) noexcept nogil
 cdef int (*zmq_msg_recv)(zmq_msg_t* message, void* socket, int flags) noexcept nogil
 cdef int (*zmq_msg_send)(zmq_msg_t* message, void* socket, int flags) noexcept nogil
-cdef int (*zmq_send)(void* socket, const void* data, size_t size, int flags) noexcept nogil
 cdef int (*zmq_poll)(zmq_pollitem_t* items, int count, long timeout_ms) noexcept nogil
-cdef int (*zmq_getsockopt)(void* socket, int option, void* value, size_t* size) noexcept nogil
-cdef int (*zmq_setsockopt)(void* socket, int option, const void* value, size_t size) noexcept nogil
 
 
 cdef void* socket_of(object socket) except NULL     # the libzmq socket behind an open zmq.Socket, which must outlive its use

@@ -60,27 +60,20 @@ def check_version(found: tuple, wanted: tuple = VERSION_MIN) -> None:
 
 
 cdef int _fill() except -1:
-    global zmq_errno, zmq_strerror, zmq_msg_init, zmq_msg_init_size, zmq_msg_init_data, zmq_msg_close, zmq_msg_move, zmq_msg_copy
-    global zmq_msg_data, zmq_msg_size, zmq_msg_more, zmq_msg_get, zmq_msg_recv, zmq_msg_send, zmq_send, zmq_poll
-    global zmq_getsockopt, zmq_setsockopt
+    global zmq_errno, zmq_strerror, zmq_msg_init, zmq_msg_init_size, zmq_msg_close, zmq_msg_data, zmq_msg_size, zmq_msg_more, zmq_msg_get
+    global zmq_msg_recv, zmq_msg_send, zmq_poll
     zmq_errno = <int (*)() noexcept nogil> _symbol("zmq_errno")
     zmq_strerror = <const char* (*)(int) noexcept nogil> _symbol("zmq_strerror")
     zmq_msg_init = <int (*)(zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_init")
     zmq_msg_init_size = <int (*)(zmq_msg_t*, size_t) noexcept nogil> _symbol("zmq_msg_init_size")
-    zmq_msg_init_data = <int (*)(zmq_msg_t*, void*, size_t, zmq_free_fn, void*) noexcept nogil> _symbol("zmq_msg_init_data")
     zmq_msg_close = <int (*)(zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_close")
-    zmq_msg_move = <int (*)(zmq_msg_t*, zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_move")
-    zmq_msg_copy = <int (*)(zmq_msg_t*, zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_copy")
     zmq_msg_data = <void* (*)(zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_data")
     zmq_msg_size = <size_t (*)(const zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_size")
     zmq_msg_more = <int (*)(const zmq_msg_t*) noexcept nogil> _symbol("zmq_msg_more")
     zmq_msg_get = <int (*)(const zmq_msg_t*, int) noexcept nogil> _symbol("zmq_msg_get")
     zmq_msg_recv = <int (*)(zmq_msg_t*, void*, int) noexcept nogil> _symbol("zmq_msg_recv")
     zmq_msg_send = <int (*)(zmq_msg_t*, void*, int) noexcept nogil> _symbol("zmq_msg_send")
-    zmq_send = <int (*)(void*, const void*, size_t, int) noexcept nogil> _symbol("zmq_send")
     zmq_poll = <int (*)(zmq_pollitem_t*, int, long) noexcept nogil> _symbol("zmq_poll")
-    zmq_getsockopt = <int (*)(void*, int, void*, size_t*) noexcept nogil> _symbol("zmq_getsockopt")
-    zmq_setsockopt = <int (*)(void*, int, const void*, size_t) noexcept nogil> _symbol("zmq_setsockopt")
     return 0
 
 

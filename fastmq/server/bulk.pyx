@@ -4,7 +4,7 @@ import threading
 
 cimport cython
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 

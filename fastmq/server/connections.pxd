@@ -97,6 +97,7 @@ cdef class Connections:
     cdef readonly int blocked           # of them, those that take no more
     cdef readonly uint64_t accepted     # so far
     cdef readonly uint64_t accept_failed    # the system refused, or there were too many
+    cdef readonly uint64_t shed         # closed for want of memory
 
     cdef void look(self, int timeout_ms) noexcept nogil
     cdef bint read_some(self) noexcept nogil

@@ -80,6 +80,27 @@ cdef class Connections:
             self.control = control
             epoll_add(self.epoll, EPOLL_CTL_ADD, control, 0, EPOLLIN)
 
+    def bound_received(self, size_max: int) -> None:
+        """Close the connections that hold most of what has not come whole until it is no more than `size_max` bytes in all."""
+        cdef size_t total, most = size_max
+        cdef Connection* c
+        cdef Connection* largest
+        cdef int fd
+        while True:
+            total = 0
+            largest = NULL
+            for fd in range(self.room):
+                c = self.by_fd[fd]
+                if c == NULL or c.gone:
+                    continue
+                total += c.zmtp.received.room
+                if largest == NULL or c.zmtp.received.room > largest.zmtp.received.room:
+                    largest = c
+            if total <= most or largest == NULL:
+                return
+            self.shed += 1
+            self.close(largest)
+
     def rest(self) -> None:
         """Nothing is to be done: give back the memory that is kept for when there is."""
         blocks_free(&self.blocks)

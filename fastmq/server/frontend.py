@@ -42,6 +42,7 @@ HEARTBEAT_MS = 5_000
 HEARTBEAT_TIMEOUT_MS = 15_000
 BACKLOG = 4_096                 # connections that wait to be accepted: a reconnect storm
 SUBSCRIPTIONS_AHEAD = 1         # that libzmq reads ahead: with more it takes in what one connection sends without ever coming back from it
+RECEIVED_SHARE = 4              # what has not come whole may take this part of the memory where that becomes short
 DESCRIPTORS_SPARE = 64          # that are not for clients
 MONITORED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
 
@@ -229,7 +230,8 @@ class Frontend:
                     self._say_farewell()
 
     def _counters(self) -> dict[str, int]:
-        return {"connections": self._connections.accepted, "connections_failed": self._connections.accept_failed}
+        c = self._connections
+        return {"connections": c.accepted, "connections_failed": c.accept_failed, "connections_shed": c.shed}
 
     def _watch_descriptors(self) -> None:
         """Say so when connections cannot be accepted, for want of descriptors as a rule; those who come meanwhile wait."""
@@ -278,6 +280,8 @@ class Frontend:
         with open("/proc/self/statm", "rb") as statm:
             _, resident, shared, *_ = map(int, statm.read().split())
         resident = (resident - shared) * resource.getpagesize()         # arenas and rings are the workers'
+        if resident > self._memory_max // 2:
+            self._connections.bound_received(self._memory_max // RECEIVED_SHARE)
         if resident > self._memory_max:
             raise MemoryError(f"the front-end uses {resident} bytes; frontend_memory_max allows {self._memory_max}")
         return self._memory_max - resident

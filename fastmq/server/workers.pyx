@@ -2,7 +2,8 @@
 
 Owns: the front-end's end of each link and arena. Rules: what is written to a worker that is down is dropped, and said to be; links are flushed
 and bells rung once a turn; a region that was lent is written from its start on and handed back when the next record does not fit, or when it
-has lain idle, and all its places are filled; without room in a region a record is copied through the link as smaller ones are. Runs in front-ends.
+has lain idle, and all its places are filled; without room in a region a record is copied through the link as smaller ones are. Runs in
+front-ends.
 """
 cimport cython
 from cpython.ref cimport PyObject

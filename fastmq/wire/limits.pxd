@@ -15,6 +15,6 @@ cpdef enum Limit:
     SHARDS_MAX = 1024
     CONSUMERS_MAX = 16384                   # of one session
     CONSUMER_WINDOW_MAX = 65535             # messages
-    FRAMES_MAX = 3                          # of a request as ROUTER shows it: routing id, header, records
+    FRAMES_MAX = 2                          # of a request: header, records
     EVENT_SIZE_MAX = 65536                  # bytes of an event's records, unless one record is larger
     DELIVERY_SIZE_MAX = 262144              # bytes of a delivery frame's records, unless one record is larger

@@ -110,7 +110,9 @@ cdef inline bint record_begins(const uint8_t* data, size_t size, uint64_t total,
             return False
         mp_skip(&r)
         record.properties_size = <uint32_t> (r.at - record.properties)
-    if r.error or r.end - r.at < 5 or r.at[0] != 0xc6 or record.routing_key_size > NAME_SIZE_MAX or record.properties_size > PROPERTIES_SIZE_MAX:
+    if r.error or r.end - r.at < 5 or r.at[0] != 0xc6:
+        return False
+    if record.routing_key_size > NAME_SIZE_MAX or record.properties_size > PROPERTIES_SIZE_MAX:
         return False
     record.body_size = 0
     for i in range(1, 5):
