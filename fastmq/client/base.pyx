@@ -70,11 +70,9 @@ cdef class ClientBase:
         cdef bytes data
         cdef uint64_t sequence
         cdef bint due
-        cdef Buffer dropped
         cdef Connection c = self._commands
         cdef ClientCore core = self.core
         cdef int flags = MANDATORY if mandatory else 0
-        buffer_init(&dropped)
         if type(body) is bytes:
             data = <bytes> body
         elif isinstance(body, str):
@@ -106,17 +104,14 @@ cdef class ClientBase:
             &core.publishes, name, <uint8_t> exchange_size, <uint8_t> flags, key, <uint8_t> key_size,
             <const char*> properties if properties is not None else NULL, len(properties) if properties is not None else 0,
             <const char*> data, <uint32_t> len(data), <PyObject*> data)
-        if core.publishes.dropped.size:
-            dropped = core.publishes.dropped
-            buffer_init(&core.publishes.dropped)
         due = publishes_due(&core.publishes)
         if due and not publishes_gathered(&core.publishes) and c.expects_company():
             due = False
         if c.linger_ns == 0 and not due and core.publishes.ready:
             c.linger()
         c.unlock()
-        if dropped.size:
-            publishes_drop(&dropped)
+        if core.publishes.dropped.size:
+            self.let_go_of_bodies()
         if due:
             with nogil:
                 c.push()
