@@ -14,7 +14,7 @@ from fastmq.server.posix cimport (
 )
 from fastmq.server.posix cimport close as close_fd
 from fastmq.server.bulk cimport BULK_SENT_AT_ONCE, Bulk, BulkJob
-from fastmq.server.gathered cimport BULK_MIN, Gathered, gather, size_on_wire
+from fastmq.server.gathered cimport BULK_MIN, Gathered, gather, is_bulk, size_on_wire
 from fastmq.server.session cimport address_same, frame_free, frames_free, session_drop_first, session_take_first
 from fastmq.wire.blocks cimport blocks_free, blocks_give
 from fastmq.wire.buffer cimport buffer_init
@@ -504,7 +504,7 @@ cdef class Connections:
         cdef Frame* last = session_take_first(s)
         cdef size_t size = size_on_wire(last)
         job.frame = last
-        while s.first != NULL and s.first.records_size >= BULK_MIN and size < BULK_SENT_AT_ONCE:
+        while s.first != NULL and is_bulk(s.first) and size < BULK_SENT_AT_ONCE:
             last.next = session_take_first(s)
             last = last.next
             size += size_on_wire(last)
@@ -652,7 +652,7 @@ cdef class Connections:
             if c == NULL or c.broken:
                 session_drop_first(s)
                 continue
-            if size_on_wire(s.first) >= s.first.sent + BULK_MIN:
+            if is_bulk(s.first):
                 self.lend_writing(c, s)
                 return False
             gather(&g, s.first, SEND_AT_ONCE - total)

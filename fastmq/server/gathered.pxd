@@ -10,7 +10,8 @@ from fastmq.wire.zmtp cimport zmtp_put_head
 
 cdef enum:
     PARTS_MAX = 64                      # pieces of memory in one send
-    BULK_MIN = 294912                   # bytes of a frame that are worth another thread; deliveries of small messages are smaller
+    BULK_MIN = 131072                   # bytes of a frame that are worth another thread, but for deliveries of small messages
+    BULK_GATHERED_MIN = 294912          # which are smaller than this
 
 
 cdef struct Gathered:                   # the pieces of one send
@@ -30,6 +31,11 @@ cdef inline size_t size_on_wire(const Frame* f) noexcept nogil:
     return size + head_size(f.records_size) + f.records_size if f.records != NULL else size
 
 
+cdef inline bint is_bulk(const Frame* f) noexcept nogil:
+    """Whether enough of a frame is left to be sent by the bulk thread."""
+    return size_on_wire(f) >= f.sent + <size_t> (BULK_MIN if f.borrowed != NULL else BULK_GATHERED_MIN)
+
+
 cdef inline void gather_part(Gathered* g, const void* data, size_t size, size_t* skip) noexcept nogil:
     if skip[0] >= size:
         skip[0] -= size
@@ -47,7 +53,7 @@ cdef inline void gather(Gathered* g, Frame* f, size_t size_max) noexcept nogil:
     cdef uint8_t* head
     g.count = 0
     g.size = 0
-    while f != NULL and g.count + 4 <= PARTS_MAX and g.size < size_max and (g.count == 0 or f.records_size < BULK_MIN):
+    while f != NULL and g.count + 4 <= PARTS_MAX and g.size < size_max and (g.count == 0 or not is_bulk(f)):
         head = g.heads[g.count]
         gather_part(g, head, zmtp_put_head(head, f.header_size, f.records != NULL), &skip)
         gather_part(g, f.header, f.header_size, &skip)
