@@ -59,6 +59,7 @@ cdef struct Connection:
     bint opened                         # READY has come
     bint paused                         # it is not read before the front-end serves
     bint blocked                        # it takes no more
+    bint begun                          # a part of its session's first frame has left: nothing else is sent before the rest
     bint broken                         # nothing can be sent any more; what has come is still read
     bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
     bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends

@@ -514,6 +514,7 @@ cdef class Connections:
         job.fd = c.address.fd
         job.error = 0
         c.writes_bulk = True
+        c.begun = False
         self.lent += 1
         self.bulk.give(job)
 
@@ -576,13 +577,12 @@ cdef class Connections:
 
     cdef bint send_own(self, Connection* c) noexcept nogil:
         """Send the commands of ZMTP and the frames that belong to no session; False when some of that has to wait."""
-        cdef Session* s = self.sessions.find_at(c.address.fd)
         cdef Gathered g
         cdef Frame* f
         cdef size_t size
         cdef const uint8_t* part
         cdef ssize_t sent
-        if s != NULL and s.first != NULL and s.first.sent:          # it must be whole first
+        if c.begun and (c.first == NULL or not c.first.sent):      # that frame must be whole first
             return False
         while not c.broken and not c.blocked and not c.writes_bulk:
             if c.first == NULL or c.first.sent == 0:
@@ -627,6 +627,7 @@ cdef class Connections:
         if c.first == NULL:
             c.last = f
         if f.sent:
+            c.begun = False
             f.next = c.first
             c.first = f
         else:
@@ -669,12 +670,13 @@ cdef class Connections:
                     break
                 left -= size_on_wire(s.first) - s.first.sent
                 session_drop_first(s)
+            c.begun = s.first != NULL and s.first.sent
             if <size_t> sent < g.size:
                 self.took_less(c, 0)
                 size[0] += total
                 return False
         size[0] += total
-        if c != NULL and zmtp_unsent(&c.zmtp) and (s.first == NULL or not s.first.sent):
+        if c != NULL and (c.first != NULL or zmtp_unsent(&c.zmtp)):
             self.send_own(c)
         return True
 
