@@ -20,7 +20,7 @@ from fastmq.wire.blocks cimport blocks_free, blocks_give
 from fastmq.wire.buffer cimport buffer_init
 from fastmq.wire.limits cimport FRAME_SIZE_MAX
 from fastmq.wire.zmtp cimport (
-    ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_begun, zmtp_frame, zmtp_free, zmtp_init, zmtp_next, zmtp_next_part,
+    ZMTP_KEPT_MAX, ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_begun, zmtp_drop_sent, zmtp_frame, zmtp_free, zmtp_init, zmtp_next, zmtp_next_part,
     zmtp_pass_over, zmtp_ping, zmtp_received, zmtp_rest, zmtp_sent, zmtp_shared_room, zmtp_start, zmtp_unsent,
 )
 
@@ -593,6 +593,7 @@ cdef class Connections:
                     sent = send_parts(c.address.fd, g.parts, 1)
                     if sent > 0:
                         zmtp_sent(&c.zmtp, <size_t> sent)
+                        zmtp_drop_sent(&c.zmtp, ZMTP_KEPT_MAX)      # it may never be empty
                     elif not self.took_less(c, sent):
                         return False
                     continue
