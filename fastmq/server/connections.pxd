@@ -33,7 +33,8 @@ cdef enum:
     READ_IN_TURN = 1048576              # bytes read of all connections in a turn
     SEND_AT_ONCE = 262144               # bytes sent to one connection before others have their turn
     SEND_IN_TURN = 2097152              # bytes sent in a turn
-    STRAYS_WAITING_MAX = 4096           # frames without a session that wait for connections which take no more
+    STRAYS_WAITING_MAX = 4096           # frames without a session that wait for connections which take no more,
+    STRAYS_OF_ONE_MAX = 64              # and for one of them
     OUT_WAITING_MAX = 4096              # bytes of commands waiting for a connection above which it is not pinged
 
     HANDSHAKE_NS = 5000000000           # from the accept to READY
@@ -52,6 +53,7 @@ cdef struct Connection:
     uint64_t pinged_ns
     Frame* first                        # frames without a session that wait to be sent, oldest first
     Frame* last
+    int strays                          # those
     Connection* next                    # in the list of those to be read
     uint32_t interest                   # what epoll looks for
     bint listed                         # it may have something to read
@@ -129,6 +131,8 @@ cdef class Connections:
     cdef void break_off(self, Connection* c) noexcept nogil
     cdef void drop_own(self, Connection* c) noexcept nogil
     cdef bint send_session(self, Session* s, size_t* size) noexcept nogil
+    cdef bint takes_stray(self, Connection* c) noexcept nogil
     cdef void send_stray(self, Frame* f) noexcept nogil
+    cdef void drop_stray(self, Connection* c) noexcept nogil
     cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil
     cdef void writable(self, Connection* c) noexcept nogil

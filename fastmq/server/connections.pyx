@@ -568,12 +568,16 @@ cdef class Connections:
         self.drop_own(c)
 
     cdef void drop_own(self, Connection* c) noexcept nogil:
-        cdef Frame* f
         while c.first != NULL:
-            f = c.first
-            c.first = f.next
-            self.strays_waiting -= 1
-            frame_free(f)
+            self.drop_stray(c)
+
+    cdef void drop_stray(self, Connection* c) noexcept nogil:
+        """The first frame without a session has been sent, or cannot be."""
+        cdef Frame* f = c.first
+        c.first = f.next
+        c.strays -= 1
+        self.strays_waiting -= 1
+        frame_free(f)
 
     cdef bint send_own(self, Connection* c) noexcept nogil:
         """Send the commands of ZMTP and the frames that belong to no session; False when some of that has to wait."""
@@ -609,22 +613,27 @@ cdef class Connections:
             f.sent += <size_t> sent
             while f != NULL and f.sent >= size_on_wire(f):
                 sent = <ssize_t> (f.sent - size_on_wire(f))
-                c.first = f.next
-                self.strays_waiting -= 1
-                frame_free(f)
+                self.drop_stray(c)
                 f = c.first
                 if f != NULL:
                     f.sent = <size_t> sent
         return c.broken
 
+    cdef bint takes_stray(self, Connection* c) noexcept nogil:
+        """Whether one more can be sent at once, or may wait. Who reads nothing uses up nobody else's places."""
+        if c.first == NULL and not c.blocked and not c.writes_bulk and not c.begun:
+            return True
+        return c.strays < STRAYS_OF_ONE_MAX and self.strays_waiting < STRAYS_WAITING_MAX
+
     cdef void send_stray(self, Frame* f) noexcept nogil:
         """Take a frame that belongs to no session, and send it; one of which a part has left already goes before all others."""
         cdef Connection* c = self.find(&f.address)
-        if c == NULL or c.broken or self.strays_waiting >= STRAYS_WAITING_MAX and f.sent == 0:
+        if c == NULL or c.broken or f.sent == 0 and not self.takes_stray(c):
             self.sessions.strays_dropped += 1
             frame_free(f)
             return
         self.strays_waiting += 1
+        c.strays += 1
         if c.first == NULL:
             c.last = f
         if f.sent:
