@@ -38,7 +38,7 @@ cdef struct BulkJob:
     bint prepare                        # its memory is still to be taken
     size_t left                         # bytes that are still to be read
     size_t done                         # bytes that were
-    uint64_t heard_ns                   # when some came last, 0: none have; read by others while the job is done
+    uint64_t heard_ns                   # when some came last, or room for some, 0: never; read by others while the job is done
     int error                           # why it ended before it was done: an errno, or BULK_ENDED; 0: it is done
 
 

@@ -157,6 +157,8 @@ cdef class Bulk:
         """A share of the jobs of one descriptor that can go on."""
         cdef BulkSlot* slot = &self.slots[fd]
         cdef BulkJob* job = slot.writing
+        if job != NULL and slot.interest & events & EPOLLOUT:   # not at its beginning: the other side has taken something since
+            job.heard_ns = monotonic_ns()
         if job != NULL and events & (EPOLLOUT | EPOLLERR | EPOLLHUP) and self.send_some(job):
             slot.writing = NULL
             job.next = finished[0]

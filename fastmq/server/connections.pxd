@@ -39,7 +39,7 @@ cdef enum:
 
     HANDSHAKE_NS = 5000000000           # from the accept to READY
     PING_NS = 5000000000                # between two PINGs
-    SILENCE_NS = 15000000000            # without a byte: the connection is lost
+    SILENCE_NS = 15000000000            # without a byte, nor one taken of what it was sent: the connection is lost
     REFUSED_NS = 100000000              # the system accepts no connection: how long it is not asked again
     LOOK_NS = 1000000000                # between two looks for silent ones,
     LOOK_SOON_NS = 100000000            # and while there are handshakes
@@ -51,6 +51,7 @@ cdef struct Connection:
     uint64_t accepted_ns
     uint64_t heard_ns
     uint64_t pinged_ns
+    int unacknowledged                  # bytes sent that it had not taken at the last look
     Frame* first                        # frames without a session that wait to be sent, oldest first
     Frame* last
     int strays                          # those
@@ -106,6 +107,7 @@ cdef class Connections:
     cdef bint read_some(self) noexcept nogil
     cdef bint send_all(self) noexcept nogil
     cdef void keep_alive(self) noexcept nogil
+    cdef bint took_some(self, Connection* c) noexcept nogil
     cdef int wait_at_most(self) noexcept nogil
     cdef bint take_back(self) noexcept nogil
     # private

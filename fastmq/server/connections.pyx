@@ -10,7 +10,7 @@ import os
 from fastmq.server.posix cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SHUT_RDWR, SOCK_CLOEXEC,
     SOCK_NONBLOCK, accept4, epoll_add, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read, recv,
-    send_parts, set_tcp, shutdown, user_of,
+    send_parts, set_tcp, shutdown, unacknowledged, user_of,
 )
 from fastmq.server.posix cimport close as close_fd
 from fastmq.server.bulk cimport BULK_SENT_AT_ONCE, Bulk, BulkJob
@@ -311,6 +311,12 @@ cdef class Connections:
                 self.look_for(c)
                 self.list_last(c)
 
+    cdef bint took_some(self, Connection* c) noexcept nogil:
+        """Whether it has taken something of what it was sent since the last look. No PING comes through while a large frame leaves slowly."""
+        cdef int before = c.unacknowledged
+        c.unacknowledged = unacknowledged(c.address.fd)
+        return c.unacknowledged < before
+
     cdef void keep_alive(self) noexcept nogil:
         """Now and then: ping those who are there, end those who are not."""
         cdef uint64_t now = self.sessions.now_ns, silence_ns
@@ -327,6 +333,8 @@ cdef class Connections:
                 continue
             if c.reads_bulk:
                 c.heard_ns = max(c.heard_ns, c.reading.heard_ns)
+            if c.writes_bulk:
+                c.heard_ns = max(c.heard_ns, c.writing.heard_ns)
             if not c.opened:
                 if now >= c.accepted_ns + HANDSHAKE_NS:
                     self.close(c)
@@ -334,6 +342,8 @@ cdef class Connections:
             silence_ns = SILENCE_NS
             if c.zmtp.ttl_ms:
                 silence_ns = min(silence_ns, <uint64_t> c.zmtp.ttl_ms * 1000000)
+            if now >= c.heard_ns + silence_ns // 2 and self.took_some(c):
+                c.heard_ns = now
             if now >= c.heard_ns + silence_ns and not is_readable(fd):
                 self.close(c)
             elif now >= c.pinged_ns + PING_NS and not c.writes_bulk and zmtp_unsent(&c.zmtp) < OUT_WAITING_MAX:
@@ -513,6 +523,7 @@ cdef class Connections:
         job.owner = c
         job.fd = c.address.fd
         job.error = 0
+        job.heard_ns = 0
         c.writes_bulk = True
         c.begun = False
         self.lent += 1
@@ -530,6 +541,7 @@ cdef class Connections:
             self.lent -= 1
             if not job.is_read:
                 c.writes_bulk = False
+                c.heard_ns = max(c.heard_ns, job.heard_ns)
                 frames_free(job.frame)
                 frames_free(job.sent)
                 if job.error:
@@ -696,6 +708,7 @@ cdef class Connections:
         if c.blocked:
             c.blocked = False
             self.blocked -= 1
+            c.heard_ns = self.sessions.now_ns
         self.send_own(c)
         if s != NULL and s.address.number == c.address.number and not c.blocked:
             self.sessions.release(s)

@@ -53,6 +53,11 @@ cdef extern from * nogil:
         return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) == 0 ? (int64_t) who.uid : -1;
     }
 
+    static inline int fmq_unacknowledged(int fd) {
+        int size = 0;
+        return ioctl(fd, TIOCOUTQ, &size) == 0 ? size : 0;
+    }
+
     static inline int fmq_is_readable(int fd) {
         int size = 0;
         return ioctl(fd, FIONREAD, &size) == 0 && size > 0;
@@ -71,6 +76,7 @@ cdef extern from * nogil:
     void set_tcp "fmq_set_tcp"(int fd)
     long user_of "fmq_user_of"(int fd)              # the user at the other end of a unix socket; -1: not known
     bint is_readable "fmq_is_readable"(int fd)      # bytes wait to be read
+    int unacknowledged "fmq_unacknowledged"(int fd) # bytes sent that the other end has not taken
     int accept4(int fd, void* address, void* size, int flags)
     ssize_t recv(int fd, void* at, size_t size, int flags)
     ssize_t read(int fd, void* at, size_t size)
