@@ -30,7 +30,8 @@ cdef enum:
     READ_AT_ONCE = 262144               # bytes read of one connection in a turn, and
     JUDGED_AT_ONCE = 64                 # requests, and
     JUDGE_NS = 1000000                  # for so long, if Python is asked
-    READ_IN_TURN = 1048576              # bytes read of all connections in a turn
+    READ_IN_TURN = 1048576              # bytes read of all connections in a turn, and
+    READ_NS = 4000000                   # for so long, if Python is asked
     SEND_AT_ONCE = 262144               # bytes sent to one connection before others have their turn
     SEND_IN_TURN = 2097152              # bytes sent in a turn
     STRAYS_WAITING_MAX = 4096           # frames without a session that wait for connections which take no more,

@@ -358,6 +358,7 @@ cdef class Connections:
         cdef Connection* c
         cdef Connection* last = self.last               # who is listed again from here on has had its turn
         cdef size_t size = 0
+        cdef uint64_t until_ns = self.sessions.now_ns + READ_NS
         cdef bint found = False, is_last
         if self.some_paused and self.sessions.serving:
             self.resume()
@@ -371,7 +372,7 @@ cdef class Connections:
                 found = True
                 if self.read_connection(c, &size):
                     self.list_last(c)
-            if is_last:
+            if is_last or monotonic_ns() > until_ns:
                 break
         return found
 

@@ -304,6 +304,10 @@ class Frontend:
         self._loop.work(time.monotonic_ns() + FAREWELL_NS, until_idle=True)
         self._control.send({"op": "drained"})
 
+    def halt(self) -> None:
+        """Whatever has happened: the thread for large frames ends before the memory it was lent goes."""
+        self._connections.stop()
+
     def close(self) -> None:
         """Close everything."""
         self._events.stop()
@@ -329,6 +333,8 @@ def main() -> int:
         frontend.close()
     except (EOFError, ConnectionError):
         os._exit(1)                     # nobody is left to stop for; libzmq's threads end with the process
+    finally:
+        frontend.halt()
     return 0
 
 
