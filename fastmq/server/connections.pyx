@@ -20,8 +20,9 @@ from fastmq.wire.blocks cimport blocks_free, blocks_give
 from fastmq.wire.buffer cimport buffer_init
 from fastmq.wire.limits cimport FRAME_SIZE_MAX
 from fastmq.wire.zmtp cimport (
-    ZMTP_KEPT_MAX, ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_begun, zmtp_drop_sent, zmtp_frame, zmtp_free, zmtp_init, zmtp_next, zmtp_next_part,
-    zmtp_pass_over, zmtp_ping, zmtp_received, zmtp_rest, zmtp_sent, zmtp_shared_room, zmtp_start, zmtp_unsent,
+    ZMTP_KEPT_MAX, ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, zmtp_begun, zmtp_drop_sent, zmtp_frame, zmtp_free,
+    zmtp_init, zmtp_next, zmtp_next_part, zmtp_pass_over, zmtp_ping, zmtp_received, zmtp_rest, zmtp_sent, zmtp_shared_room, zmtp_start,
+    zmtp_unsent,
 )
 
 
@@ -579,6 +580,7 @@ cdef class Connections:
         """Nothing can be sent to it any more. What came before that is still read; then it is closed."""
         c.broken = True
         self.drop_own(c)
+        shutdown(c.address.fd, SHUT_RDWR)               # what has come can be read, then the end; a peer that only reads no more, too
 
     cdef void drop_own(self, Connection* c) noexcept nogil:
         while c.first != NULL:

@@ -76,7 +76,7 @@ cdef extern from * nogil:
     void set_tcp "fmq_set_tcp"(int fd)
     long user_of "fmq_user_of"(int fd)              # the user at the other end of a unix socket; -1: not known
     bint is_readable "fmq_is_readable"(int fd)      # bytes wait to be read
-    int unacknowledged "fmq_unacknowledged"(int fd) # bytes sent that the other end has not taken
+    int unacknowledged "fmq_unacknowledged"(int fd)  # bytes sent that the other end has not taken
     int accept4(int fd, void* address, void* size, int flags)
     ssize_t recv(int fd, void* at, size_t size, int flags)
     ssize_t read(int fd, void* at, size_t size)
