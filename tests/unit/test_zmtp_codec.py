@@ -13,6 +13,9 @@ from fastmq.wire.zmtp import ZmtpEvent, ZmtpPeer, ZmtpRole
 
 GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 FRAME_MAX = 1000
+SPARE = 2**20                           # ZMTP_MESSAGE_SPARE
+PEER = {ZmtpRole.ZMTP_DEALER: b"ROUTER", ZmtpRole.ZMTP_SUB: b"XPUB", ZmtpRole.ZMTP_ROUTER: b"DEALER"}    # a peer that fits the role
+TALKERS = [ZmtpRole.ZMTP_DEALER, ZmtpRole.ZMTP_ROUTER]
 
 
 def command(name: bytes, body: bytes = b"") -> bytes:
@@ -37,9 +40,9 @@ def feed(peer: ZmtpPeer, data: bytes, step: int = 0) -> list[list[bytes]]:
     return [message for at in range(0, len(data), step) for message in peer.feed(data[at : at + step])]
 
 
-def opened(role: int = ZmtpRole.ZMTP_DEALER) -> ZmtpPeer:
+def opened(role: ZmtpRole = ZmtpRole.ZMTP_DEALER) -> ZmtpPeer:
     peer = ZmtpPeer(role, FRAME_MAX)
-    peer.feed(GREETING + ready(b"ROUTER" if role == ZmtpRole.ZMTP_DEALER else b"XPUB"))
+    peer.feed(GREETING + ready(PEER[role]))
     assert peer.opened
     peer.take_output()
     return peer
@@ -49,14 +52,15 @@ def test_greeting_announces_version_3_0_and_null() -> None:
     assert ZmtpPeer().take_output() == GREETING
 
 
+@pytest.mark.parametrize("role", TALKERS)
 @pytest.mark.parametrize("step", [0, 1, 7])
-def test_dealer_answers_greeting_with_ready(step: int) -> None:
-    peer = ZmtpPeer(ZmtpRole.ZMTP_DEALER, FRAME_MAX)
+def test_greeting_is_answered_with_ready(step: int, role: ZmtpRole) -> None:
+    peer = ZmtpPeer(role, FRAME_MAX)
     peer.take_output()
     feed(peer, GREETING, step)
     assert not peer.opened
-    assert peer.take_output() == command(b"READY", b"\x0bSocket-Type\0\0\0\6DEALER\x08Identity\0\0\0\0")
-    feed(peer, ready(), step)
+    assert peer.take_output() == command(b"READY", b"\x0bSocket-Type\0\0\0\6" + role.name[5:].encode() + b"\x08Identity\0\0\0\0")
+    feed(peer, ready(PEER[role]), step)
     assert (peer.opened, peer.error) == (True, 0)
 
 
@@ -69,6 +73,22 @@ def test_sub_accepts_publishers(kind: bytes) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("kind", [b"DEALER", b"REQ", b"ROUTER"])
+def test_router_accepts_who_sends_requests(kind: bytes, step: int) -> None:
+    peer = ZmtpPeer(ZmtpRole.ZMTP_ROUTER, FRAME_MAX)
+    assert feed(peer, GREETING + ready(kind, b"\x08Identity\0\0\0\x02me") + frame(b"r"), step) == [[b"r"]]
+    assert (peer.opened, peer.error) == (True, 0)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("kind", [b"REP", b"PUB", b"SUB", b"XPUB", b"XSUB", b"PUSH", b"PULL", b"PAIR", b"DEALERS", b"dealer", b"RE", b""])
+def test_router_refuses_all_others(kind: bytes, step: int) -> None:
+    peer = ZmtpPeer(ZmtpRole.ZMTP_ROUTER, FRAME_MAX)
+    assert feed(peer, GREETING + ready(kind) + frame(b"r"), step) == []
+    assert (peer.opened, peer.error, peer.text) == (False, ZmtpEvent.ZMTP_SOCKET_TYPE, kind.decode())
+
+
+@pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("minor", [0, 1, 9])
 def test_later_minor_versions_are_spoken_to(step: int, minor: int) -> None:
     peer = ZmtpPeer()
@@ -76,9 +96,10 @@ def test_later_minor_versions_are_spoken_to(step: int, minor: int) -> None:
     assert peer.opened
 
 
+@pytest.mark.parametrize("role", TALKERS)
 @pytest.mark.parametrize("step", [0, 1])
-def test_messages_of_short_and_long_frames(step: int) -> None:
-    peer = opened()
+def test_messages_of_short_and_long_frames(step: int, role: ZmtpRole) -> None:
+    peer = opened(role)
     big = bytes(range(256)) * 3
     data = frame(b"") + frame(b"one") + frame(b"head", more=True) + frame(big)
     data += frame(b"x", more=True, long=True) + frame(b"", True) + frame(b"z")
@@ -86,16 +107,47 @@ def test_messages_of_short_and_long_frames(step: int) -> None:
     assert peer.error == 0
 
 
+@pytest.mark.parametrize("role", TALKERS)
 @pytest.mark.parametrize("step", [0, 1])
-def test_commands_may_stand_between_the_frames_of_a_message(step: int) -> None:
-    peer = opened()
+def test_commands_may_stand_between_the_frames_of_a_message(step: int, role: ZmtpRole) -> None:
+    peer = opened(role)
     ping = command(b"PING", b"\0\x96ctx")
     assert feed(peer, frame(b"a", more=True) + ping + frame(b"b"), step) == [[b"a", b"b"]]
     assert peer.take_output() == command(b"PONG", b"ctx")
 
 
-def test_ping_is_answered_with_its_context() -> None:
-    peer = opened()
+@pytest.mark.parametrize("step", [0, 1])
+def test_frames_of_a_router_s_message_beyond_three_are_only_counted(step: int) -> None:
+    peer = opened(ZmtpRole.ZMTP_ROUTER)
+    ping = command(b"PING", b"\0\0ctx")
+    data = frame(b"a", True) + frame(b"b", True) + ping + frame(b"c", True) + frame(b"d", True) + ping + frame(b"x" * 300)
+    assert feed(peer, data + frame(b"next"), step) == [[b"a", b"b", b"c"], [b"next"]]
+    assert peer.error == 0
+    assert peer.take_output() == 2 * command(b"PONG", b"ctx")
+
+
+@pytest.mark.parametrize("step", [0, 1000, 4096])
+@pytest.mark.parametrize("between", [frame(b"x" * 500, True), command(b"NOVELTY", b"x" * 500)], ids=["frames", "commands"])
+def test_router_s_message_larger_than_its_limit_is_refused(between: bytes, step: int) -> None:
+    fitting = (FRAME_MAX + SPARE) // len(between) - 1
+    for count, error in ((fitting, 0), (fitting + 3, ZmtpEvent.ZMTP_TOO_LARGE)):
+        peer = opened(ZmtpRole.ZMTP_ROUTER)
+        messages = feed(peer, frame(b"first", True) + between * count + frame(b"last") + frame(b"next"), step)
+        assert peer.error == error
+        assert [message[0] for message in messages] == ([] if error else [b"first", b"next"])
+        assert peer.buffered_size <= 4 * SPARE
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_router_s_frame_larger_than_its_limit_is_refused_before_it_comes(step: int) -> None:
+    peer = opened(ZmtpRole.ZMTP_ROUTER)
+    assert feed(peer, frame(b"x" * FRAME_MAX) + b"\x02" + struct.pack("!Q", FRAME_MAX + 1), step) == [[b"x" * FRAME_MAX]]
+    assert peer.error == ZmtpEvent.ZMTP_TOO_LARGE
+
+
+@pytest.mark.parametrize("role", TALKERS)
+def test_ping_is_answered_with_its_context(role: ZmtpRole) -> None:
+    peer = opened(role)
     peer.feed(command(b"PING", b"\0\0") + command(b"PING", b"\0\1" + b"0123456789abcdef"))
     assert peer.take_output() == command(b"PONG") + command(b"PONG", b"0123456789abcdef")
 
@@ -131,6 +183,21 @@ def test_two_peers_understand_each_other() -> None:
     assert other.text == "SUB"
 
 
+@pytest.mark.parametrize("step", [0, 1])
+def test_dealer_and_router_understand_each_other(step: int) -> None:
+    one, other = ZmtpPeer(ZmtpRole.ZMTP_DEALER), ZmtpPeer(ZmtpRole.ZMTP_ROUTER)
+    messages: dict[ZmtpPeer, list[list[bytes]]] = {one: [], other: []}
+    for _ in range(3):
+        for source, target in ((one, other), (other, one)):
+            messages[target] += feed(target, source.take_output(), step)
+    assert one.opened and other.opened
+    one.send([b"request", b"x" * 1000])
+    assert feed(other, one.take_output(), step) == [[b"request", b"x" * 1000]]
+    other.send([b"answer"])
+    assert feed(one, other.take_output(), step) == [[b"answer"]]
+    assert messages == {one: [], other: []}
+
+
 HOSTILE = [
     (b"HTTP/1.1 400 Bad Request\r\n\r\n", ZmtpEvent.ZMTP_NOT_ZMTP),
     (b"-ERR unknown command\r\n", ZmtpEvent.ZMTP_NOT_ZMTP),
@@ -162,10 +229,14 @@ HOSTILE = [
 ]
 
 
+HOSTILE_TO = [(role, *hostile) for role in TALKERS for hostile in HOSTILE
+              if (role, hostile[1]) != (ZmtpRole.ZMTP_ROUTER, ZmtpEvent.ZMTP_TOO_MANY_FRAMES)]      # which it counts
+
+
 @pytest.mark.parametrize("step", [0, 1, 5])
-@pytest.mark.parametrize(("data", "error"), HOSTILE)
-def test_hostile_bytes_end_in_an_error_code(data: bytes, error: ZmtpEvent, step: int) -> None:
-    peer = ZmtpPeer(ZmtpRole.ZMTP_DEALER, FRAME_MAX)
+@pytest.mark.parametrize(("role", "data", "error"), HOSTILE_TO)
+def test_hostile_bytes_end_in_an_error_code(role: ZmtpRole, data: bytes, error: ZmtpEvent, step: int) -> None:
+    peer = ZmtpPeer(role, FRAME_MAX)
     assert feed(peer, data, step) == []
     assert peer.error == error
     assert peer.text.isprintable()
@@ -206,10 +277,10 @@ PIECES = st.one_of(
 
 @pytest.mark.fuzz
 @settings(max_examples=EXAMPLES)
-@given(st.lists(PIECES, max_size=6).map(b"".join), st.integers(1, 50))
-@example(b"\x01\x01a\x00\x01b", 1)
-def test_any_bytes_after_the_handshake_mean_the_same_whole_and_in_pieces(data: bytes, step: int) -> None:
-    whole, pieces, single = opened(), opened(), opened()
+@given(st.lists(PIECES, max_size=6).map(b"".join), st.integers(1, 50), st.sampled_from(TALKERS))
+@example(b"\x01\x01a\x00\x01b", 1, ZmtpRole.ZMTP_DEALER)
+def test_any_bytes_after_the_handshake_mean_the_same_whole_and_in_pieces(data: bytes, step: int, role: ZmtpRole) -> None:
+    whole, pieces, single = opened(role), opened(role), opened(role)
     messages = feed(whole, data)
     assert feed(pieces, data, step) == messages
     assert feed(single, data, 1) == messages
