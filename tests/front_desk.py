@@ -1,5 +1,7 @@
 """A front-end's sessions without sockets: clients by hand, workers that do as the test says, time that the test moves."""
 
+import mmap
+import os
 import random
 import struct
 from collections import defaultdict, deque
@@ -8,6 +10,7 @@ import msgpack
 
 from fastmq.config import Config
 from fastmq.model.topology_shard import TopologyShard
+from fastmq.net.arena import ArenaView, make_arena_fd
 from fastmq.net.ring import Link
 from fastmq.server.sessions import Sessions
 from fastmq.wire.link import LinkKind
@@ -23,6 +26,7 @@ RUN = struct.Struct("<QQQIIIIIHH")              # LinkRun
 REQUEST = struct.Struct("<QQQII")               # LinkQueueRequest: token, sid, queue, hello, flags
 CONSUME = struct.Struct("<QQQQIIII")            # LinkConsume
 COUNTS = struct.Struct("<QQQII")                # LinkCounts: queue, ready, unacknowledged, consumers, affected
+REGION = struct.Struct("<QQII")                 # LinkRegion: offset, size, is_warm, padding
 
 
 def record(key: str = "q", body: bytes = b"x", properties=None) -> bytes:
@@ -109,9 +113,15 @@ class Peer:
 
 
 class Desk:
-    """Sessions, workers, and what they say to each other. `auto`: shards answer requests at once, as if their queues were empty."""
+    """Sessions, workers, and what they say to each other. `auto`: shards answer requests at once, as if their queues were empty.
 
-    def __init__(self, workers: int = 2, shards: int = 8, attach: bool = True, settings=None) -> None:
+    `region_size`: each worker has an arena, and lends of it a fresh region of this size for each that is handed back; 0: none has.
+    """
+
+    ARENA_SIZE = 2**30                          # of which only what is written takes memory
+    REGIONS_LENT = 3
+
+    def __init__(self, workers: int = 2, shards: int = 8, attach: bool = True, settings=None, region_size: int = 0, ring_size=2**16) -> None:
         self.config = Config(workers=workers, shards=shards, **(settings or {}))
         self.map = [shard % workers for shard in range(shards)]
         self.now = 1_000_000 * MS
@@ -121,6 +131,9 @@ class Desk:
         self.refuse: set[bytes] = set()                                 # routing ids whose clients do not read
         self.inbox: list[deque] = [deque() for _ in range(workers)]     # (kind, shard, payload) that a worker was sent
         self.ends: list[Link | None] = [None] * workers
+        self.region_size, self.ring_size = region_size, ring_size
+        self.arenas: list[mmap.mmap | None] = [None] * workers
+        self.lent_up_to = [0] * workers                                 # bytes of its arena that a worker has lent so far
         self.t = TopologyShard(1, self.config)
         self.t.begin_handback([])
         events, self.events = Link.pair(2**16)
@@ -141,14 +154,27 @@ class Desk:
 
     def attach(self, worker: int) -> None:
         """A new worker."""
-        ours, self.ends[worker] = Link.pair(2**16)
+        ours, self.ends[worker] = Link.pair(self.ring_size)
         self.inbox[worker].clear()
         if worker == 0:
             self.ends[0].send(LinkKind.L_SNAPSHOT, 0, msgpack.packb(self.t.snapshot()))
-        self.sessions.attach(worker, ours)
+        if not self.region_size:
+            self.sessions.attach(worker, ours)
+            return
+        memfd = make_arena_fd(self.ARENA_SIZE)
+        self.arenas[worker], self.lent_up_to[worker] = mmap.mmap(memfd, self.ARENA_SIZE), 0
+        self.sessions.attach(worker, ours, ArenaView(memfd))
+        os.close(memfd)
+        for _ in range(self.REGIONS_LENT):
+            self.lend_region(worker)
+
+    def lend_region(self, worker: int) -> None:
+        self.ends[worker].send(LinkKind.L_REGION, 0, REGION.pack(self.lent_up_to[worker], self.region_size, 0, 0))
+        self.lent_up_to[worker] += self.region_size
+        assert self.lent_up_to[worker] <= self.ARENA_SIZE // 2, "the other half is for deliveries"
 
     def kill(self, worker: int) -> None:
-        self.ends[worker] = None
+        self.ends[worker] = self.arenas[worker] = None
         self.inbox[worker].clear()
         self.sessions.detach(worker)
 
@@ -161,13 +187,17 @@ class Desk:
         """Everything that is under way arrives, and what answers it by itself is on its way."""
         for _ in range(3):
             self._collect()
-            for worker, end in enumerate(self.ends):
-                if end is not None:
-                    end.flush_waiting()
-                    while (message := end.receive_message()) is not None:
-                        self._work(worker, end, *message)
+            self.work()
             self.sessions.pump_all()
         self._collect()
+
+    def work(self) -> None:
+        """The workers' part of that."""
+        for worker, end in enumerate(self.ends):
+            if end is not None:
+                end.flush_waiting()
+                while (message := end.receive_message()) is not None:
+                    self._work(worker, end, *message)
 
     def _collect(self) -> None:
         for address, header, records in self.sessions.take_output(self.refuse):
@@ -177,6 +207,8 @@ class Desk:
         self.inbox[worker].append((kind, shard, payload))
         if kind == LinkKind.L_TOPOLOGY:
             self._decide(end, payload)
+        elif kind == LinkKind.L_REGION_DONE:
+            self.lend_region(worker)
         elif kind == LinkKind.L_HANDBACK:
             self.t.handback(0, msgpack.unpackb(payload))
         elif not self.auto:
@@ -231,6 +263,13 @@ class Desk:
         payload = DELIVER.pack(sid, hello, len(runs), len(names), len(data), 0, 0) + packed + padded + data
         self.ends[worker].send(LinkKind.L_DELIVER, 0, payload)
 
+    def deliver_lent(self, worker: int, sid: int, hello: int, first_n: int, record: bytes, loan: int, at: int) -> None:
+        """Deliver one record to consumer 1, from byte `at` of the second half of the worker's arena."""
+        at += self.ARENA_SIZE // 2
+        self.arenas[worker][at : at + len(record)] = record
+        run = RUN.pack(self.epoch, first_n, 1700, 1, 1, 1, len(record), 0, 0, worker)
+        self.ends[worker].send(LinkKind.L_DELIVER, 0, DELIVER.pack(sid, hello, 1, 0, len(record), loan, at) + run)
+
     # ---- what workers were sent
 
     def sent(self, worker: int, *kinds) -> list[tuple[int, bytes]]:
@@ -243,12 +282,15 @@ class Desk:
         """The L_PUBLISH messages of a worker: (sid, floor, exchange, [(first_seq, queue, count, shard, records)...])."""
         found = []
         for _, payload in self.sent(worker, LinkKind.L_PUBLISH):
-            sid, floor, count, exchange_size, records_size, _, _ = PUBLISH_HEAD.unpack_from(payload)
+            sid, floor, count, exchange_size, records_size, is_shared, shared_at = PUBLISH_HEAD.unpack_from(payload)
             at = PUBLISH_HEAD.size
             exchange = payload[at : at + exchange_size].decode()
             at += -(-exchange_size // 8) * 8
             records = payload[at + count * PUBLISH_ENTRY.size :]
             assert len(records) == records_size
+            if is_shared:
+                records_size = PUBLISH_ENTRY.unpack_from(payload, at)[4]
+                records = self.arenas[worker][shared_at : shared_at + records_size]
             entries = []
             for i in range(count):
                 first, queue, number, offset, size, shard, _ = PUBLISH_ENTRY.unpack_from(payload, at + i * PUBLISH_ENTRY.size)

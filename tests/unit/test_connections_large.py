@@ -1,0 +1,150 @@
+"""Large frames on the connections of a front-end: read into a worker's arena or beside it, and what becomes of them when somebody goes."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+from client_script import frame
+from connected import BULK_MIN, MB, Client, End, body, mappings
+from front_desk import record
+
+from fastmq.wire.verbs import Verb
+
+SIZES = [17_000, 17_500, 65_000, 66_000, 200_000, BULK_MIN - 100, BULK_MIN, BULK_MIN + 9000, 400_000, MB, 3 * MB, 4 * MB, 4_250_000, 6 * MB]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_large_frames_in_pieces_of_random_sizes_arrive_unchanged(any_end: End, seed: int) -> None:
+    end = any_end
+    rnd = random.Random(seed)
+    clients = [end.client() for _ in range(2)]
+    want: dict[int, list[bytes]] = {client.sid: [] for client in clients}
+    got: dict[int, list[bytes]] = {client.sid: [] for client in clients}
+    for client in clients:
+        for n, size in enumerate(rnd.sample(SIZES, 5) + [rnd.randrange(2 * MB) for _ in range(3)] + [10]):
+            each = record(end.queue, body(size, n), {"type": "t"} if n % 2 else None)
+            want[client.sid].append(each)
+            client.publish(each)
+
+    def come() -> bool:
+        for client in clients:
+            client.send_some(rnd.choice([1, 9, 1000, 10_000, 300_000]))
+        for sid, _, _, entries in end.desk.published(1):
+            got[sid] += [records for *_, records in entries]
+        return all(len(got[sid]) == len(want[sid]) for sid in want)
+
+    end.until(come)
+    assert got == want
+    assert end.connections.lent == 0
+    assert all(client.is_served() for client in clients)
+    end.connections.rest()
+    assert end.connections.held_size < 20_000, "idle connections hold next to nothing"
+
+
+def test_large_frame_that_is_no_record_is_refused_and_the_connection_lives(any_end: End) -> None:
+    end = any_end
+    client = end.client()
+    client.publish(b"\xc1" * MB)
+    assert [refusal[:3] for refusal in client.take(Verb.CONFIRM)[5]] == [[1, 1, "bad-request"]]
+    good = record(end.queue, body(MB))
+    client.publish(good[:-1] + good[:1], good)                          # two of them: not for a place in the arena
+    end.taken(1)
+    client.publish(good)
+    assert end.taken(1) == [(4, good)]
+
+
+def test_request_with_a_large_third_frame_is_refused_once_it_has_come(end: End) -> None:
+    client = end.client()
+    client.unsent += client.request(Verb.PUBLISH, 1, 1, 1, "", 0, records=b"x")[:-3] + frame(b"x", more=True) + frame(body(MB))
+    assert client.take(Verb.ERROR)[4] == "bad-request"
+    assert client.is_served()
+
+
+def begin_large(end: End, client: Client, size: int = 2 * MB) -> bytes:
+    """The client sends half of a large record, which the bulk thread begins to read into the arena; all of it."""
+    client.ask(Verb.GET, end.queue)
+    large = record(end.queue, body(size))
+    client.publish(large)
+    kept, client.unsent = client.unsent[len(client.unsent) // 2 :], client.unsent[: len(client.unsent) // 2]
+    end.until(lambda: not client.unsent and end.connections.lent == 1)
+    end.several()
+    client.unsent = kept
+    return large
+
+
+def grow_old(end: End) -> None:
+    """The regions have lain idle for long."""
+    for _ in range(2):
+        end.ticked_ns = max(end.ticked_ns, end.sessions.now_ns) + 6_000_000_000
+        end.sessions.tick(end.ticked_ns)
+    end.several()
+
+
+@pytest.mark.parametrize("fate", ["comes", "is cut"])
+def test_region_with_a_place_that_is_being_filled_is_handed_back_afterwards(end: End, fate: str) -> None:
+    client, other = end.client(), end.client()
+    kept = begin_large(end, client)
+    unsent, client.unsent = client.unsent, bytearray()
+    grow_old(end)
+    assert end.regions_done() == 0
+    other.publish(record(end.queue, body(20_000)))                      # from another region meanwhile
+    assert end.taken(1) == [(1, record(end.queue, body(20_000)))]
+    grow_old(end)
+    assert end.regions_done() == 1
+    if fate == "comes":
+        client.unsent = unsent
+        assert end.taken(1) == [(1, kept)]
+    else:
+        client.close()
+    end.until(lambda: end.regions_done() == 1)
+    end.until(lambda: end.connections.lent == 0)
+
+
+@pytest.mark.parametrize("after", ["it is down", "another has come"])
+def test_worker_that_goes_while_a_large_record_comes_takes_no_connection_with_it(end: End, after: str) -> None:
+    client = end.client()
+    begin_large(end, client)
+    before = mappings()
+    end.desk.kill(1)
+    if after == "another has come":
+        end.desk.attach(1)
+    end.several()
+    end.until(lambda: end.connections.lent == 0)
+    if after == "it is down":
+        end.desk.attach(1)
+    resend = client.take(Verb.RESEND)
+    client.incarnation, client.sequence = resend[2], 0
+    large = record(end.queue, body(3 * MB))
+    client.publish(large)
+    assert end.taken(1) == [(1, large)]
+    assert client.is_served()
+    gc.collect()
+    assert mappings() == before, "the arena of the one that has gone is mapped no more"
+
+
+def test_connection_that_ends_while_its_worker_is_gone_and_a_large_record_comes(end: End) -> None:
+    client, other = end.client(), end.client()
+    begin_large(end, client)
+    client.unsent.clear()
+    before = mappings()
+    end.desk.kill(1)
+    end.several()
+    client.close()
+    end.until(lambda: end.connections.count == 1)
+    assert (end.connections.lent, mappings()) == (0, before - 2)
+    end.desk.attach(1)
+    other.take(Verb.RESEND)
+
+
+def test_who_holds_most_of_what_has_not_come_whole_is_closed_when_that_is_too_much(end: End) -> None:
+    client, other = end.client(), end.client()
+    client.unsent += client.request(Verb.PUBLISH, 1, 1, 2, "", 0, records=b"x")[:-3] + frame(record(end.queue, body(3 * MB)) * 2)[:MB]
+    end.until(lambda: not client.unsent)
+    end.connections.bound_received(8 * MB)
+    assert end.connections.shed == 0
+    end.connections.bound_received(MB)
+    assert end.connections.shed == 1
+    end.until(lambda: client.ended and end.connections.count == 1)
+    assert other.is_served()
