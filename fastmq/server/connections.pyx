@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset
 
 import os
 
+from fastmq.net.arena cimport arena_let_go
 from fastmq.server.posix cimport (
     EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, SHUT_RDWR, SOCK_CLOEXEC,
     SOCK_NONBLOCK, accept4, epoll_add, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read, recv,
@@ -287,6 +288,8 @@ cdef class Connections:
     cdef void forget(self, Connection* c) noexcept nogil:
         """Give back what it has; itself too, unless it stands in the list."""
         self.drop_own(c)
+        if c.placed.at != NULL:                         # only when all ends: nobody is left to be told that the place is free
+            arena_let_go(c.placed.map)
         if c.writes_bulk:
             frames_free(c.writing.frame)
             frames_free(c.writing.sent)

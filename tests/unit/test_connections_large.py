@@ -138,6 +138,15 @@ def test_connection_that_ends_while_its_worker_is_gone_and_a_large_record_comes(
     other.take(Verb.RESEND)
 
 
+def test_stop_amid_large_frames_in_both_directions_leaves_nothing(end: End) -> None:
+    client = end.client()
+    client.reads = False
+    end.deliver(client, 1, record("q", body(4 * MB)))
+    client.publish(record(end.queue, body(2 * MB)))
+    client.send_some(MB)
+    end.until(lambda: end.connections.lent == 2)
+
+
 def test_who_holds_most_of_what_has_not_come_whole_is_closed_when_that_is_too_much(end: End) -> None:
     client, other = end.client(), end.client()
     client.unsent += client.request(Verb.PUBLISH, 1, 1, 2, "", 0, records=b"x")[:-3] + frame(record(end.queue, body(3 * MB)) * 2)[:MB]
