@@ -188,11 +188,12 @@ cdef class Connections:
     # ---- connections come
 
     cdef void accept(self, int listener) noexcept nogil:
-        cdef int fd, _i
-        for _i in range(ACCEPTED_AT_ONCE):
+        cdef int fd, i
+        for i in range(ACCEPTED_AT_ONCE):
             if self.count >= self.room_max:
-                self.accept_failed += 1
-                self.accept_more(False)
+                if i == 0:                              # otherwise it is not known whether anybody waits: epoll tells
+                    self.accept_failed += 1
+                    self.accept_more(False)
                 return
             fd = accept4(self.listeners[listener], NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
             if fd < 0:

@@ -155,6 +155,19 @@ def test_more_connections_than_there_is_room_for_wait_until_others_go() -> None:
         assert end.connections.accepted == 4
 
 
+def test_room_that_is_full_has_refused_nobody_yet() -> None:
+    with opened(room_max=2) as end:
+        clients = [end.client() for _ in range(2)]
+        end.several()
+        assert all(client.is_served() for client in clients)
+        assert end.connections.accept_failed == 0
+        third = Client(end)
+        end.several()
+        assert end.connections.accept_failed > 0
+        clients[0].close()
+        end.until(lambda: third.heard)
+
+
 # ---- time
 
 @pytest.mark.parametrize("said", [b"", GREETING[:5], GREETING, GREETING + READY[:-1]], ids=["nothing", "some", "greeting", "most"])
