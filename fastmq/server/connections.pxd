@@ -67,6 +67,7 @@ cdef struct Connection:
     bint broken                         # nothing can be sent any more; what has come is still read
     bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
     bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends
+    size_t lent_size                    # bytes of memory of the frames that it sends, those in workers' arenas aside
     bint gone                           # closed, as soon as the bulk thread has let go of it
     Placement placed                    # where the record goes that the bulk thread reads; none: into `zmtp`
     BulkJob reading
@@ -127,6 +128,7 @@ cdef class Connections:
     cdef bint lend_reading(self, Connection* c) noexcept nogil
     cdef bint has_place(self, Connection* c) noexcept nogil
     cdef void heard_bulk(self, Connection* c) noexcept nogil
+    cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil
     cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil
     cdef bint read_connection(self, Connection* c, size_t* size) noexcept nogil
     cdef bint judge(self, Connection* c) noexcept nogil

@@ -83,20 +83,23 @@ cdef class Connections:
             epoll_add(self.epoll, EPOLL_CTL_ADD, control, 0, EPOLLIN)
 
     def bound_received(self, size_max: int) -> None:
-        """Close the connections that hold most of what has not come whole until it is no more than `size_max` bytes in all."""
-        cdef size_t total, most = size_max
+        """Close the connections that hold most of what has not come or left whole until it is no more than `size_max` bytes in all."""
+        cdef size_t total, size, largest_size, most = size_max
         cdef Connection* c
         cdef Connection* largest
         cdef int fd
         while True:
             total = 0
+            largest_size = 0
             largest = NULL
             for fd in range(self.room):
                 c = self.by_fd[fd]
                 if c == NULL or c.gone:
                     continue
-                total += c.zmtp.received.room
-                if largest == NULL or c.zmtp.received.room > largest.zmtp.received.room:
+                size = c.zmtp.received.room + c.zmtp.out.room + c.lent_size
+                total += size
+                if size > largest_size:
+                    largest_size = size
                     largest = c
             if total <= most or largest == NULL:
                 return
@@ -536,14 +539,19 @@ cdef class Connections:
         self.look_for(c)
         self.list_last(c)
 
+    cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil:
+        cdef Frame* f = session_take_first(s)
+        c.lent_size += f.records_size if f.borrowed == NULL else 0
+        return f
+
     cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil:
         """Let the bulk thread send the large frames that wait first, which are its own until they were sent."""
         cdef BulkJob* job = &c.writing
-        cdef Frame* last = session_take_first(s)
+        cdef Frame* last = self.take_to_lend(c, s)
         cdef size_t size = size_on_wire(last)
         job.frame = last
         while s.first != NULL and is_bulk(s.first) and size < BULK_SENT_AT_ONCE:
-            last.next = session_take_first(s)
+            last.next = self.take_to_lend(c, s)
             last = last.next
             size += size_on_wire(last)
         job.sent = NULL
@@ -569,6 +577,7 @@ cdef class Connections:
             self.lent -= 1
             if not job.is_read:
                 c.writes_bulk = False
+                c.lent_size = 0
                 c.heard_ns = max(c.heard_ns, job.heard_ns)
                 frames_free(job.frame)
                 frames_free(job.sent)
