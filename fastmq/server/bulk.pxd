@@ -67,7 +67,8 @@ cdef class Bulk:
     cdef void run(self) noexcept nogil
     cdef bint hear(self, BulkJob** finished) noexcept nogil
     cdef bint has_slot(self, int fd) noexcept nogil
+    cdef void give_up(self, BulkJob* job, BulkJob** finished) noexcept nogil
     cdef bint read_some(self, BulkJob* job) noexcept nogil
     cdef bint send_some(self, BulkJob* job) noexcept nogil
-    cdef void look_for(self, int fd) noexcept nogil
+    cdef void look_for(self, int fd, BulkJob** finished) noexcept nogil
     cdef void work(self, int fd, uint32_t events, BulkJob** finished) noexcept nogil

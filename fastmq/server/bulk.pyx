@@ -125,9 +125,7 @@ cdef class Bulk:
         while job != NULL and not stopping:
             following = job.next
             if not self.has_slot(job.fd):
-                job.error = ENOMEM
-                job.next = finished[0]
-                finished[0] = job
+                self.give_up(job, finished)
             elif job.is_read:
                 self.slots[job.fd].reading = job
                 self.work(job.fd, EPOLLIN, finished)
@@ -168,9 +166,9 @@ cdef class Bulk:
             slot.reading = NULL
             job.next = finished[0]
             finished[0] = job
-        self.look_for(fd)
+        self.look_for(fd, finished)
 
-    cdef void look_for(self, int fd) noexcept nogil:
+    cdef void look_for(self, int fd, BulkJob** finished) noexcept nogil:
         """Tell epoll what is waited for, where that has changed. Before the descriptor goes back to who may close it: it is no more."""
         cdef BulkSlot* slot = &self.slots[fd]
         cdef uint32_t interest = (EPOLLIN if slot.reading != NULL else 0) | (EPOLLOUT if slot.writing != NULL else 0)
@@ -178,9 +176,19 @@ cdef class Bulk:
             return
         if interest == 0:
             epoll_add(self.epoll, EPOLL_CTL_DEL, fd, 0, 0)
-        else:
-            epoll_add(self.epoll, EPOLL_CTL_MOD if slot.interest else EPOLL_CTL_ADD, fd, 0, interest)
+        elif epoll_add(self.epoll, EPOLL_CTL_MOD if slot.interest else EPOLL_CTL_ADD, fd, 0, interest) != 0:
+            self.give_up(slot.reading, finished)        # nobody would ever hear of them
+            self.give_up(slot.writing, finished)
+            slot.reading = slot.writing = NULL
+            interest = 0
         slot.interest = interest
+
+    cdef void give_up(self, BulkJob* job, BulkJob** finished) noexcept nogil:
+        """The system has no memory for it; NULL: there is none."""
+        if job != NULL:
+            job.error = ENOMEM
+            job.next = finished[0]
+            finished[0] = job
 
     cdef bint read_some(self, BulkJob* job) noexcept nogil:
         """Read what is there; True: the job is finished."""

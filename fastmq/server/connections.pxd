@@ -1,10 +1,9 @@
 # The connections of clients to one front-end: what ROUTER is in ZeroMQ (https://rfc.zeromq.org/spec/28/), spoken by ourselves.
 #
-# Owns: the sockets, their bytes in both directions, heartbeats. Rules: a connection is known by its Address, never by what its peer calls
-# itself; a request is judged as soon as it is whole, in the order it came, and the end of a connection after everything that came over it;
-# each connection gets its share of a turn (READ_AT_ONCE, SEND_AT_ONCE, JUDGED_AT_ONCE); nobody is waited for but in `look`; frames are sent
-# from where they lie, a body in a worker's arena too; memory grows only as bytes arrive, and idle connections hold next to none.
-# Runs in front-ends, on the main thread, without the GIL.
+# Owns: the sockets, what comes over them, heartbeats; what is told is server/outlet.pxd's. Rules: a connection is known by its Address, never
+# by what its peer calls itself; a request is judged as soon as it is whole, in the order it came, and the end of a connection after everything
+# that came over it; each connection gets its share of a turn (READ_AT_ONCE, JUDGED_AT_ONCE); nobody is waited for but in `look`; memory grows
+# only as bytes arrive, and idle connections hold next to none. Runs in front-ends, on the main thread, without the GIL.
 #
 #   a large frame: its direction of the connection is lent to the bulk thread until the frame is whole, or has left
 #
@@ -13,13 +12,10 @@
 #                                           | silent for 15 s, malformed, ended: closed; its session loses its connection
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmq.server.bulk cimport Bulk, BulkJob
+from fastmq.server.outlet cimport Connection, Outlet
 from fastmq.server.posix cimport epoll_event
-from fastmq.server.session cimport Address, Frame, Session
-from fastmq.server.sessions cimport Sessions
-from fastmq.server.workers cimport Placement
+from fastmq.server.session cimport Address
 from fastmq.wire.blocks cimport Blocks
-from fastmq.wire.zmtp cimport Zmtp
 
 
 cdef enum:
@@ -32,10 +28,6 @@ cdef enum:
     JUDGE_NS = 1000000                  # for so long, if Python is asked
     READ_IN_TURN = 1048576              # bytes read of all connections in a turn, and
     READ_NS = 4000000                   # for so long, if Python is asked
-    SEND_AT_ONCE = 262144               # bytes sent to one connection before others have their turn
-    SEND_IN_TURN = 2097152              # bytes sent in a turn
-    STRAYS_WAITING_MAX = 4096           # frames without a session that wait for connections which take no more,
-    STRAYS_OF_ONE_MAX = 64              # and for one of them
     OUT_WAITING_MAX = 4096              # bytes of commands waiting for a connection above which it is not pinged
 
     HANDSHAKE_NS = 5000000000           # from the accept to READY
@@ -46,37 +38,7 @@ cdef enum:
     LOOK_SOON_NS = 100000000            # and while there are handshakes
 
 
-cdef struct Connection:
-    Address address
-    Zmtp zmtp
-    uint64_t accepted_ns
-    uint64_t heard_ns
-    uint64_t pinged_ns
-    int unacknowledged                  # bytes sent that it had not taken at the last look
-    Frame* first                        # frames without a session that wait to be sent, oldest first
-    Frame* last
-    int strays                          # those
-    Connection* next                    # in the list of those to be read
-    uint32_t interest                   # what epoll looks for
-    bint listed                         # it may have something to read
-    bint more                           # whole requests of it may wait to be judged
-    bint opened                         # READY has come
-    bint paused                         # it is not read before the front-end serves
-    bint blocked                        # it takes no more
-    bint begun                          # a part of its session's first frame has left: nothing else is sent before the rest
-    bint broken                         # nothing can be sent any more; what has come is still read
-    bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
-    bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends
-    size_t lent_size                    # bytes of memory of the frames that it sends, those in workers' arenas aside
-    bint gone                           # closed, as soon as the bulk thread has let go of it
-    Placement placed                    # where the record goes that the bulk thread reads; none: into `zmtp`
-    BulkJob reading
-    BulkJob writing
-
-
-cdef class Connections:
-    cdef Sessions sessions
-    cdef int epoll
+cdef class Connections(Outlet):
     cdef epoll_event[EVENTS_AT_ONCE] events
     cdef list _listeners                # the sockets, kept open
     cdef int[LISTENERS_MAX] listeners
@@ -84,15 +46,10 @@ cdef class Connections:
     cdef int listener_count
     cdef uint64_t refused_until_ns      # nobody is accepted before; 0: they are
     cdef int room_max                   # connections, at most
-    cdef Connection** by_fd
-    cdef int room                       # of by_fd
     cdef Blocks blocks
     cdef Connection* first              # those to be read, in turn
     cdef Connection* last
     cdef uint32_t next_number
-    cdef Bulk bulk
-    cdef readonly int lent              # directions of connections that the bulk thread has
-    cdef int strays_waiting
     cdef int handshakes                 # connections that are not opened
     cdef bint some_paused
     cdef uint64_t look_at_ns            # when silent ones are looked for
@@ -100,14 +57,12 @@ cdef class Connections:
     cdef list _bells
     cdef readonly bint control_ready
     cdef readonly int count             # connections
-    cdef readonly int blocked           # of them, those that take no more
     cdef readonly uint64_t accepted     # so far
     cdef readonly uint64_t accept_failed    # the system refused, or there were too many
     cdef readonly uint64_t shed         # closed for want of memory
 
     cdef void look(self, int timeout_ms) noexcept nogil
     cdef bint read_some(self) noexcept nogil
-    cdef bint send_all(self) noexcept nogil
     cdef void keep_alive(self) noexcept nogil
     cdef bint took_some(self, Connection* c) noexcept nogil
     cdef int wait_at_most(self) noexcept nogil
@@ -117,27 +72,14 @@ cdef class Connections:
     cdef void accept(self, int listener) noexcept nogil
     cdef void accept_more(self, bint more) noexcept nogil
     cdef bint add(self, int fd) noexcept nogil
-    cdef Connection* find(self, const Address* address) noexcept nogil
     cdef void close(self, Connection* c) noexcept nogil
     cdef void end(self, Connection* c) noexcept nogil
     cdef void forget(self, Connection* c) noexcept nogil
     cdef Connection* take_first(self) noexcept nogil
     cdef void list_last(self, Connection* c) noexcept nogil
-    cdef void look_for(self, Connection* c) noexcept nogil
     cdef void resume(self) noexcept nogil
     cdef bint lend_reading(self, Connection* c) noexcept nogil
     cdef bint has_place(self, Connection* c) noexcept nogil
     cdef void heard_bulk(self, Connection* c) noexcept nogil
-    cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil
-    cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil
     cdef bint read_connection(self, Connection* c, size_t* size) noexcept nogil
     cdef bint judge(self, Connection* c) noexcept nogil
-    cdef bint send_own(self, Connection* c) noexcept nogil
-    cdef void break_off(self, Connection* c) noexcept nogil
-    cdef void drop_own(self, Connection* c) noexcept nogil
-    cdef bint send_session(self, Session* s, size_t* size) noexcept nogil
-    cdef bint takes_stray(self, Connection* c) noexcept nogil
-    cdef void send_stray(self, Frame* f) noexcept nogil
-    cdef void drop_stray(self, Connection* c) noexcept nogil
-    cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil
-    cdef void writable(self, Connection* c) noexcept nogil

@@ -197,7 +197,7 @@ cdef class Sessions(Membership):
             self.answer_code(s, source, STALE, s.incarnation)
             return
         if self.closing:                # it stays open, for the broker that comes after this one
-            if not s.told_closing:
+            if not s.told_closing and not s.waiting:
                 s.told_closing = True
                 self.answer_code(s, source, CLOSING_DOWN, s.incarnation)
             return
