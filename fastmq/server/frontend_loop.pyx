@@ -87,6 +87,7 @@ cdef class FrontendLoop:
         self.sessions.workers.return_loans()
         self.sessions.workers.flush()
         if self.sessions.live.link is not None:
+            self.sessions.live.end_turn()
             self.sessions.live.link.flush()
             self.sessions.live.link.ring_bell()
         return found

@@ -25,6 +25,8 @@ cdef struct Pattern:
     uint32_t touched            # it has spans: records of the batch in hand match
     uint64_t n                  # number of the next event record, from 1
     Buffer spans                # Span[]
+    Buffer joined               # small events of this turn, which leave as one
+    uint32_t joined_count       # their records
 
 
 cdef struct Span:               # consecutive records of the batch in hand
@@ -42,6 +44,7 @@ cdef class LivePatterns:
     cdef Link link                          # to the XPUB thread; None: there is none
     cdef Buffer touched                     # uint32_t[]: patterns with spans
     cdef Buffer scratch                     # header of the event being made
+    cdef Buffer joining                     # uint32_t[]: patterns with joined events
     cdef uint64_t waiting_max               # bytes that may wait for the XPUB thread
     cdef dict _numbers                      # subscription -> index
     cdef dict _retired                      # subscription that nobody has now -> number of its next event, as far as kept
@@ -54,6 +57,9 @@ cdef class LivePatterns:
     cdef uint32_t _place(self) except? 0xffffffff
     cdef bint add_span(self, uint32_t pattern, const Span* span) noexcept nogil
     cdef void publish(self, const uint8_t* records, const uint32_t* sizes) noexcept nogil
+    cdef void end_turn(self) noexcept nogil
+    cdef void add_event(self, uint32_t number, const Span* spans, uint32_t count, uint64_t size, const uint8_t* records) noexcept nogil
+    cdef void send_joined(self, Pattern* pattern) noexcept nogil
     cdef void send_event(
         self, Pattern* pattern, const Span* spans, uint32_t count, uint64_t size, const uint8_t* records
     ) noexcept nogil

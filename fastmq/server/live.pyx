@@ -1,7 +1,7 @@
 """Live subscriptions as the main thread of a front-end sees them: which patterns are active, and the events for them.
 
 Owns: the active patterns with their counts, and its end of the link to the XPUB thread (server/events.pyx). Rules: a record goes out once for
-each distinct active pattern that matches it; one batch makes one event for each pattern, or several of at most EVENT_SIZE_MAX (a record is
+each distinct active pattern that matches it; one turn makes one event for each pattern, or several of at most EVENT_SIZE_MAX (a record is
 never cut); what the XPUB thread cannot take now is dropped and counted, and n goes on, so that subscribers see the gap. Runs in front-ends.
 
 A subscription is `vhost NUL exchange NUL kind NUL pattern NUL`, kind `e` (exact) or `t` (topic).
@@ -17,6 +17,11 @@ from fastmq.wire.limits cimport EVENT_SIZE_MAX, NAME_SIZE_MAX
 from fastmq.wire.msgpack cimport mp_array, mp_uint
 
 from fastmq._core import TopicTrie
+
+
+cdef enum:
+    JOINED_MAX = 4096                   # bytes of records from which on an event leaves by itself
+
 
 SUBSCRIPTION_SIZE_MAX = 3 * NAME_SIZE_MAX + 5
 WAITING_MAX = 8 * 1024 * 1024           # bytes that may wait for the XPUB thread beside what is in the ring
@@ -49,6 +54,7 @@ cdef class LivePatterns:
     def __cinit__(self, uint64_t epoch, int patterns_max, Link link=None, uint64_t waiting_max=WAITING_MAX):
         buffer_init(&self.touched)
         buffer_init(&self.scratch)
+        buffer_init(&self.joining)
         self.epoch = epoch
         self.patterns_max = patterns_max
         self.link = link
@@ -64,7 +70,9 @@ cdef class LivePatterns:
         for i in range(self.room):
             free(self.table[i].subscription)
             buffer_free(&self.table[i].spans)
+            buffer_free(&self.table[i].joined)
         free(self.table)
+        buffer_free(&self.joining)
         buffer_free(&self.touched)
         buffer_free(&self.scratch)
 
@@ -96,6 +104,7 @@ cdef class LivePatterns:
             else:
                 self._topic.setdefault((vhost, exchange), TopicTrie()).add(pattern, number)
         number = self._numbers[subscription]
+        self.send_joined(&self.table[number])
         self.send_event(&self.table[number], NULL, 0, 0, NULL)
         return fresh
 
@@ -119,6 +128,8 @@ cdef class LivePatterns:
         free(self.table[place].subscription)
         self.table[place].subscription = NULL
         buffer_free(&self.table[place].spans)
+        buffer_free(&self.table[place].joined)
+        self.table[place].joined_count = 0
         self._free.append(place)
         return True
 
@@ -196,7 +207,7 @@ cdef class LivePatterns:
                     if size and size + sizes[span[s].index + i] > EVENT_SIZE_MAX:
                         if part.count:
                             buffer_add(&parts, &part, sizeof(Span))
-                        self.send_event(pattern, <Span*> parts.data, <uint32_t> (parts.size // sizeof(Span)), size, records)
+                        self.add_event(touched[t], <Span*> parts.data, <uint32_t> (parts.size // sizeof(Span)), size, records)
                         buffer_clear(&parts)
                         part.offset += part.size
                         part.count = 0
@@ -207,11 +218,51 @@ cdef class LivePatterns:
                     size += sizes[span[s].index + i]
                 if part.count:
                     buffer_add(&parts, &part, sizeof(Span))
-            self.send_event(pattern, <Span*> parts.data, <uint32_t> (parts.size // sizeof(Span)), size, records)
+            self.add_event(touched[t], <Span*> parts.data, <uint32_t> (parts.size // sizeof(Span)), size, records)
             if pattern.spans.room > 65536:
                 buffer_free(&pattern.spans)
         buffer_clear(&self.touched)
         buffer_free(&parts)
+
+    cdef void add_event(self, uint32_t number, const Span* spans, uint32_t count, uint64_t size, const uint8_t* records) noexcept nogil:
+        """An event for a pattern: it leaves at once, or with others of this turn where it is small."""
+        cdef Pattern* pattern = &self.table[number]
+        cdef uint32_t s
+        if pattern.joined_count and pattern.joined.size + size > EVENT_SIZE_MAX:
+            self.send_joined(pattern)
+        if size >= JOINED_MAX or pattern.joined.failed:
+            self.send_joined(pattern)
+            self.send_event(pattern, spans, count, size, records)
+            return
+        if pattern.joined_count == 0:
+            buffer_add(&self.joining, &number, sizeof(uint32_t))
+        for s in range(count):
+            buffer_add(&pattern.joined, records + spans[s].offset, spans[s].size)
+            pattern.joined_count += spans[s].count
+
+    cdef void end_turn(self) noexcept nogil:
+        """Send the events that were joined."""
+        cdef uint32_t* joining = <uint32_t*> self.joining.data
+        cdef uint32_t i
+        for i in range(self.joining.size // sizeof(uint32_t)):
+            self.send_joined(&self.table[joining[i]])
+        buffer_clear(&self.joining)
+
+    cdef void send_joined(self, Pattern* pattern) noexcept nogil:
+        cdef Span all
+        if pattern.joined_count == 0:
+            return
+        all.index = 0
+        all.count = pattern.joined_count
+        all.offset = 0
+        all.size = <uint32_t> pattern.joined.size
+        if pattern.joined.failed:
+            self.events_dropped += all.count
+            pattern.n += all.count
+        else:
+            self.send_event(pattern, &all, 1, all.size, pattern.joined.data)
+        pattern.joined_count = 0
+        buffer_clear(&pattern.joined)
 
     cdef void send_event(
         self, Pattern* pattern, const Span* spans, uint32_t count, uint64_t size, const uint8_t* records
@@ -262,4 +313,5 @@ cdef class LivePatterns:
         for pattern, span.index, span.count, span.offset, span.size in spans:
             self.add_span(pattern, &span)
         self.publish(<const uint8_t*> <const char*> records, <uint32_t*> table.data)
+        self.end_turn()
         buffer_free(&table)

@@ -386,6 +386,7 @@ cdef class Sessions(Membership):
         self.workers.return_loans()
         self.workers.flush()
         if self.live.link is not None:
+            self.live.end_turn()
             self.live.link.flush()
         return found
 
