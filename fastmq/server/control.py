@@ -100,7 +100,10 @@ class Control:
         """The next packet and its descriptors; None when there is none now. EOFError when the other end has gone."""
         size = socket.CMSG_SPACE(DESCRIPTORS_MAX * array.array("i").itemsize)
         try:
-            packet, beside, _, _ = self._socket.recvmsg(PACKET_SIZE_MAX, size, socket.MSG_CMSG_CLOEXEC)
+            try:
+                packet, beside, _, _ = self._socket.recvmsg(PACKET_SIZE_MAX, size, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:        # said once, before what it had sent: it has gone without reading everything
+                packet, beside, _, _ = self._socket.recvmsg(PACKET_SIZE_MAX, size, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except ConnectionError:

@@ -13,6 +13,7 @@ once ends it. A process of its own: `fastmq serve`, or started by fastmq.Broker.
 """
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import select
@@ -298,7 +299,8 @@ class Supervisor:
         if child.control is None:
             return
         try:
-            child.control.flush()
+            with contextlib.suppress(ConnectionError):      # what it said before it went is still to be heard
+                child.control.flush()
             while (found := child.control.receive()) is not None:
                 self._message(child, found[0])
         except (EOFError, OSError):

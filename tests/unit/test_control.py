@@ -51,6 +51,16 @@ def test_a_descriptor_travels_and_is_closed_behind_it(ends: Ends) -> None:
     os.close(writer)
 
 
+def test_what_was_said_before_the_end_is_heard_though_not_all_was_read(ends: Ends) -> None:
+    ours, other = ends
+    ours.send({"op": "link", "worker": 0})              # which the other end leaves unread
+    other.send({"op": "failed", "text": "port in use"})
+    other.close()
+    assert ours.receive() == ({"op": "failed", "text": "port in use"}, [])
+    with pytest.raises(EOFError):
+        ours.receive()
+
+
 def test_what_does_not_fit_waits_and_leaves_later(ends: Ends) -> None:
     ours, other = ends
     sent = 0
