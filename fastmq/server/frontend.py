@@ -75,7 +75,6 @@ def make_xpub(context: zmq.Context[Any], config: Config) -> zmq.Socket[Any]:
         zmq.SNDHWM: config.events_high_water_mark,
         zmq.RCVHWM: SUBSCRIPTIONS_AHEAD,
         zmq.LINGER: 0,
-        zmq.IPV6: int(":" in config.host),
     }
     for option, value in options.items():
         xpub.setsockopt(option, value)
@@ -117,6 +116,7 @@ def address_of(host: str, setting: str) -> str:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise CannotListen(f"cannot listen on {host} ({setting}): {error.strerror}") from None
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)            # of a name that has both
     return str(found[0][4][0])
 
 
@@ -179,6 +179,7 @@ class Frontend:
         address = address_of(host, "host")
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         shown = f"[{address}]" if ":" in address else address
+        self._xpub.setsockopt(zmq.IPV6, int(":" in address))
 
         def listen(port: int) -> int:
             self._listeners.append((listener(family, (address, port)), False))

@@ -116,6 +116,16 @@ def test_port_in_use_is_named():
         Broker(workers=1, port=taken.getsockname()[1])
 
 
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "*", "::1"])
+def test_host_may_be_a_name_or_all_or_ipv6(host):
+    with Broker(workers=1, host=host) as broker, socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        port = int(broker.url.rstrip("/").rpartition(":")[2])
+        sock.connect(("::1" if ":" in host else "127.0.0.1", port))
+        assert sock.recv(1) == b"\xff"
+        with socket.create_connection(sock.getpeername()[:1] + (broker.events_port,)) as events:
+            assert events.recv(1) == b"\xff"
+
+
 # ---- end
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
