@@ -180,7 +180,7 @@ def test_counts_that_differ_end_with_status_1(folder: Path, tmp_path: Path) -> N
 
 def is_loading(pid: int) -> bool:
     """Whether the interpreter is past its own start and loads what the demo imports."""
-    return "_struct" in Path(f"/proc/{pid}/maps").read_text()
+    return "_json" in Path(f"/proc/{pid}/maps").read_text()
 
 
 @pytest.mark.parametrize("started", [0, 1, 2, 3])
