@@ -122,7 +122,7 @@ def test_host_may_be_a_name_or_all_or_ipv6(host):
         port = int(broker.url.rstrip("/").rpartition(":")[2])
         sock.connect(("::1" if ":" in host else "127.0.0.1", port))
         assert sock.recv(1) == b"\xff"
-        with socket.create_connection(sock.getpeername()[:1] + (broker.events_port,)) as events:
+        with socket.create_connection((*sock.getpeername()[:1], broker.events_port)) as events:
             assert events.recv(1) == b"\xff"
 
 
