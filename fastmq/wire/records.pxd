@@ -6,7 +6,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
 from fastmq.wire.limits cimport NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
-from fastmq.wire.msgpack cimport Reader, mp_read_array, mp_read_bin, mp_read_map, mp_read_nil, mp_read_str, mp_skip, mp_tag, reader_init
+from fastmq.wire.msgpack cimport (
+    Reader, mp_read_array, mp_read_bin, mp_read_map, mp_read_nil, mp_read_str, mp_skip, mp_tag, mp_take, reader_init,
+)
 
 
 cdef struct Record:
@@ -68,8 +70,8 @@ cdef inline bint utf8_valid(const uint8_t* at, uint32_t size) noexcept nogil:
     return True
 
 
-cdef inline int record_read(Reader* r, Record* record) noexcept nogil:
-    """Read the record at `r`, which is then behind it; a RecordError."""
+cdef inline int record_read_head(Reader* r, Record* record) noexcept nogil:
+    """Read what stands before the body of the record at `r`, which is then there; a RecordError."""
     record.start = r.at
     if mp_read_array(r) != 3:
         return RECORD_MALFORMED
@@ -85,6 +87,14 @@ cdef inline int record_read(Reader* r, Record* record) noexcept nogil:
         if r.at - record.properties > PROPERTIES_SIZE_MAX:
             return RECORD_PROPERTIES_TOO_LARGE
         record.properties_size = <uint32_t> (r.at - record.properties)
+    return RECORD_GOOD
+
+
+cdef inline int record_read(Reader* r, Record* record) noexcept nogil:
+    """Read the record at `r`, which is then behind it; a RecordError."""
+    cdef int error = record_read_head(r, record)
+    if error != RECORD_GOOD:
+        return error
     record.body = mp_read_bin(r, &record.body_size)
     if r.error:
         return RECORD_MALFORMED
@@ -95,31 +105,15 @@ cdef inline int record_read(Reader* r, Record* record) noexcept nogil:
 
 
 cdef inline bint record_begins(const uint8_t* data, size_t size, uint64_t total, Record* record) noexcept nogil:
-    """Whether these are the first bytes of a large record of `total` bytes, up to its body at least; it is read as far."""
+    """Whether these are the first bytes of a good record of `total` bytes with a body of 64 KiB or more, which begins among them."""
     cdef Reader r
-    cdef int i
     reader_init(&r, data, size)
-    record.start = data
-    if mp_read_array(&r) != 3:
+    if record_read_head(&r, record) != RECORD_GOOD or record.routing_key_size > NAME_SIZE_MAX or mp_tag(&r) != 0xc6:
         return False
-    record.routing_key = mp_read_str(&r, &record.routing_key_size)
-    record.properties = r.at
-    record.properties_size = 0
-    if not mp_read_nil(&r):
-        if r.error or r.at >= r.end or not (0x80 <= r.at[0] <= 0x8f or r.at[0] == 0xde or r.at[0] == 0xdf):
-            return False
-        mp_skip(&r)
-        record.properties_size = <uint32_t> (r.at - record.properties)
-    if r.error or r.end - r.at < 5 or r.at[0] != 0xc6:
-        return False
-    if record.routing_key_size > NAME_SIZE_MAX or record.properties_size > PROPERTIES_SIZE_MAX:
-        return False
-    record.body_size = 0
-    for i in range(1, 5):
-        record.body_size = record.body_size << 8 | r.at[i]
-    record.body = r.at + 5
+    record.body_size = <uint32_t> mp_take(&r, 4)
+    record.body = r.at
     record.size = <uint32_t> total
-    return <uint64_t> (record.body - data) + record.body_size == total
+    return not r.error and <uint64_t> (record.body - data) + record.body_size == total
 
 
 cdef inline bint record_is_persistent(const uint8_t* data, uint32_t size) noexcept nogil:

@@ -97,8 +97,8 @@ cdef bint zmtp_begun(Zmtp* z, const uint8_t** begun, size_t* size, size_t* total
 cdef void zmtp_pass_over(Zmtp* z) noexcept nogil                    # its rest was read elsewhere, and its message is done with
 cdef void zmtp_received(Zmtp* z, size_t size) noexcept nogil        # so many were put there
 cdef int zmtp_next(Zmtp* z) noexcept nogil                          # a ZmtpEvent
-cdef size_t zmtp_put_head(uint8_t* head, uint64_t size, bint more) noexcept nogil  # the same, in ZMTP_HEAD_MAX bytes; how many it has
 cdef void zmtp_frame_head(Buffer* out, uint64_t size, bint more) noexcept nogil     # its `size` bytes must follow
+cdef size_t zmtp_put_head(uint8_t* head, uint64_t size, bint more) noexcept nogil   # the same into ZMTP_HEAD_MAX bytes; how many it took
 cdef void zmtp_drop_unsent(Zmtp* z) noexcept nogil                  # forget what is to be sent: the connection is gone
 cdef bytes zmtp_take_unsent(Zmtp* z)                                # for Python: all of it, which counts as sent
 cdef void zmtp_ping(Zmtp* z) noexcept nogil

@@ -7,11 +7,6 @@ from fastmq.wire.buffer cimport (
     Buffer, buffer_add, buffer_clear, buffer_drop_front, buffer_extend, buffer_free, buffer_init, buffer_reserve,
 )
 
-cdef extern from "<endian.h>" nogil:
-    uint64_t htobe64(uint64_t value)
-    uint64_t be64toh(uint64_t value)
-
-
 cdef enum:
     GREETING_SIZE = 64
     FLAG_MORE = 1
@@ -270,6 +265,7 @@ cdef int read_frame(Zmtp* z) noexcept nogil:
     cdef const uint8_t* at = z.received.data + z.at
     cdef size_t size = z.received.size - z.at, head = 2, limit = z.frame_size_max
     cdef uint64_t length = 0
+    cdef int i
     cdef uint8_t flags
     while True:
         if size < 1:
@@ -284,8 +280,8 @@ cdef int read_frame(Zmtp* z) noexcept nogil:
             return ZMTP_WAIT
         length = at[1]
         if flags & FLAG_LONG:
-            memcpy(&length, at + 1, 8)
-            length = be64toh(length)
+            for i in range(2, 9):
+                length = (length << 8) | at[i]
         limit = ZMTP_COMMAND_SIZE_MAX if flags & FLAG_COMMAND else z.frame_size_max
         if length > limit:
             return fail(z, ZMTP_TOO_LARGE)
@@ -374,13 +370,14 @@ cdef bint same_name(const uint8_t* at, const char* lower, size_t size) noexcept 
 
 
 cdef size_t zmtp_put_head(uint8_t* head, uint64_t size, bint more) noexcept nogil:
+    cdef int i
     if size < 256:
         head[0] = FLAG_MORE if more else 0
         head[1] = <uint8_t> size
         return 2
     head[0] = (FLAG_MORE if more else 0) | FLAG_LONG
-    size = htobe64(size)
-    memcpy(head + 1, &size, 8)
+    for i in range(8):
+        head[1 + i] = <uint8_t> (size >> (8 * (7 - i)))
     return 9
 
 
