@@ -11,7 +11,9 @@ from fastmq.client.message cimport Message, message_next, text_of
 from fastmq.client.peer cimport NEVER, WAIT_OUTCOME, WAIT_REQUEST, WAIT_ROOM, WAIT_SENT, WAIT_UP, WAIT_WIDE
 from fastmq.client.posix cimport clock_ns
 from fastmq.client.properties cimport properties_of
-from fastmq.client.publishes cimport FAILURES_MAX, PUBLISH_NO_MEMORY, publishes_add, publishes_drop, publishes_due, publishes_gathered
+from fastmq.client.publishes cimport (
+    FAILURES_MAX, PUBLISH_NO_MEMORY, Batch, publishes_add, publishes_drop, publishes_due, publishes_gathered,
+)
 from fastmq.client.requests cimport REQUEST_FAILED, Request, requests_find, requests_remove
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 from fastmq.wire.limits cimport MESSAGE_SIZE_MAX, NAME_SIZE_MAX, PROPERTIES_SIZE_MAX
@@ -58,7 +60,8 @@ cdef class ClientBase:
                 bint mandatory=False, int priority=0, message_id=None, correlation_id=None, reply_to=None, content_type=None, timeout=None):
         """Publish one message; returns its sequence (1, 2, 3, ... for each client) without waiting for the broker.
 
-        What becomes of it is known after `flush`, which raises PublishError for what was refused. `body` is bytes (or bytes-like: copied).
+        What becomes of it is known after `flush`, which raises PublishError for what was refused. `body` is bytes (64 KiB and more
+        are kept until the outcome, not copied), or bytes-like: copied.
         With `mandatory` it is refused when no queue takes it. While the window is full this waits, for at most `timeout` seconds
         (None: as long as the broker is there). Raises TimedOut, ConnectionFailed, Closed or BadArgument: then nothing was published; and
         PublishError, nothing published either, when 10,000 failures of earlier messages were never asked for by `flush`.
@@ -110,7 +113,7 @@ cdef class ClientBase:
         if c.linger_ns == 0 and not due and core.publishes.ready:
             c.linger()
         c.unlock()
-        if core.publishes.dropped.size:
+        if core.publishes.dropped != NULL:
             self.let_go_of_bodies()
         if due:
             with nogil:
@@ -201,12 +204,12 @@ cdef class ClientBase:
 
     cdef void let_go_of_bodies(self):
         """Those of publishes that have their outcomes."""
-        cdef Buffer dropped
+        cdef Batch* dropped
         self._commands.lock()
         dropped = self.core.publishes.dropped
-        buffer_init(&self.core.publishes.dropped)
+        self.core.publishes.dropped = NULL
         self._commands.unlock()
-        publishes_drop(&dropped)
+        publishes_drop(dropped)
 
     # ---- requests
 

@@ -377,8 +377,8 @@ cdef class ClientCore(Session):
         raw = msgpack.packb(properties) if properties else b""
         sequence = publishes_add(&self.publishes, name, <uint8_t> len(name), MANDATORY if mandatory else 0, key, <uint8_t> len(key),
                                  <const char*> raw, len(raw), <const char*> body, len(body), <PyObject*> body)
-        if self.publishes.dropped.size:
-            publishes_drop(&self.publishes.dropped)
+        publishes_drop(self.publishes.dropped)
+        self.publishes.dropped = NULL
         if sequence == PUBLISH_NO_MEMORY:
             raise MemoryError
         return sequence or None

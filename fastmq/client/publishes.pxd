@@ -38,6 +38,7 @@ cdef struct Batch:
     const uint8_t* body                 # of its only record, behind `records`: in `owner`; NULL: all is in `records`
     uint32_t body_size
     PyObject* owner
+    Batch* next                         # among those that are done with and still have an owner
     uint8_t* decided                    # a bit for each record that has an outcome; NULL: none has
     uint32_t count
     uint32_t open                       # records without an outcome
@@ -80,13 +81,12 @@ cdef struct Publishes:
     bint copying                        # a large batch does not wait for the attached one: it is copied
     bint blocked                        # a large batch waits until that has been sent
     Blocks blocks                       # for the next batches
-    Buffer dropped                      # PyObject*[]: owners that are needed no more; who has the GIL takes them
-    uint64_t borrowed                   # batches with an owner
+    Batch* dropped                      # done with, and with an owner that whoever has the GIL lets go of
 
 
 cdef void publishes_init(Publishes* p) noexcept nogil
 cdef void publishes_free(Publishes* p) noexcept nogil
-cdef void publishes_drop(Buffer* dropped)                                       # let go of these owners, and of the buffer; with the GIL
+cdef void publishes_drop(Batch* dropped)                                        # let go of the owners of these, and of themselves; with the GIL
 cdef bint publishes_room(Publishes* p, uint64_t size) noexcept nogil            # whether a record of `size` bytes may be published now
 cdef bint publishes_wide(Publishes* p, uint64_t size) noexcept nogil            # whether a batch would find room too
 cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange_size, uint8_t flags, const char* key, uint8_t key_size,

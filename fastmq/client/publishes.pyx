@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from fastmq.wire.blocks cimport blocks_free, blocks_give, blocks_take
-from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init, buffer_reserve
+from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init
 from fastmq.wire.msgpack cimport (
     Reader, mp_array, mp_bin, mp_nil, mp_read_str, mp_skip, mp_str, mp_tag, mp_take, mp_uint, reader_init,
 )
@@ -33,7 +33,7 @@ cdef void publishes_free(Publishes* p) noexcept nogil:
         batch_free(p, p.ring[p.head & p.mask])
         p.head += 1
     with gil:
-        publishes_drop(&p.dropped)
+        publishes_drop(p.dropped)
     blocks_free(&p.blocks)
     free(p.ring)
     buffer_free(&p.failed)
@@ -83,7 +83,7 @@ cdef uint64_t publishes_add(Publishes* p, const char* exchange, uint8_t exchange
     size += properties_size if properties_size else 1
     if not publishes_room(p, size):
         return PUBLISH_FULL
-    if owner != NULL and body_size < BORROWED_MIN or buffer_reserve(&p.dropped, (p.borrowed + 1) * sizeof(PyObject*)) == NULL:
+    if body_size < BORROWED_MIN:
         owner = NULL
     b = publishes_last(p) if p.gathering else NULL
     if (b == NULL or owner != NULL or b.records.size + size > BATCH_SIZE_MAX or b.count >= BATCH_RECORDS_MAX or b.flags != flags
@@ -158,7 +158,6 @@ cdef Batch* batch_new(Publishes* p, const char* exchange, uint8_t exchange_size,
         return NULL
     if owner != NULL:
         Py_INCREF(owner)
-        p.borrowed += 1
     b.first_seq = p.next_seq
     b.sent_ns = 0
     b.decided = NULL
@@ -201,24 +200,26 @@ cdef void batch_close(Publishes* p, Batch* b) noexcept nogil:
             b.records.room = b.records.size
 
 
-cdef void publishes_drop(Buffer* dropped):
-    cdef PyObject** owners = <PyObject**> dropped.data
-    cdef size_t i
-    for i in range(dropped.size // sizeof(PyObject*)):
-        Py_DECREF(owners[i])
-    buffer_free(dropped)
+cdef void publishes_drop(Batch* dropped):
+    cdef Batch* following
+    while dropped != NULL:
+        following = dropped.next
+        Py_DECREF(dropped.owner)
+        free(dropped)
+        dropped = following
 
 
 cdef void batch_free(Publishes* p, Batch* b) noexcept nogil:
-    if b.owner != NULL:
-        buffer_add(&p.dropped, &b.owner, sizeof(PyObject*))     # for which there is room
-        p.borrowed -= 1
     if b.records.room >= BLOCK_SIZE:
         blocks_give(&p.blocks, b.records.data, b.records.room)
     else:
         free(b.records.data)
     free(b.decided)
-    free(b)
+    if b.owner == NULL:
+        free(b)
+    else:
+        b.next = p.dropped
+        p.dropped = b
 
 
 # ---- sending
