@@ -28,7 +28,7 @@ def _setting(default: Any, help: str, *, low: float | None = None, high: float |
 class Config:
     """The settings of one broker, which do not change. Times are seconds, sizes bytes. (Not a dataclass: that import makes a start longer.)"""
 
-    host: str = _setting("127.0.0.1", "address to listen on", flag=True)
+    host: str = _setting("127.0.0.1", "address to listen on, or a name of one; * for all", flag=True)
     port: int = _setting(7400, "port for commands; 0 takes a free one", low=0, high=65535, flag=True)
     events_port: int = _setting(
         -1, "port for live events; -1: the port for commands + 1, or a free one where that is free", low=-1, high=65535, flag=True

@@ -67,7 +67,6 @@ cdef class Bulk:
     cdef void run(self) noexcept nogil
     cdef bint hear(self, BulkJob** finished) noexcept nogil
     cdef bint has_slot(self, int fd) noexcept nogil
-    cdef void give_up(self, BulkJob* job, BulkJob** finished) noexcept nogil
     cdef bint read_some(self, BulkJob* job) noexcept nogil
     cdef bint send_some(self, BulkJob* job) noexcept nogil
     cdef void look_for(self, int fd, BulkJob** finished) noexcept nogil

@@ -11,11 +11,23 @@ from libc.string cimport memset
 from fastmq.net.arena cimport arena_prepare
 from fastmq.server.gathered cimport Gathered, gather, size_on_wire
 from fastmq.server.posix cimport (
-    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, epoll_add,
+    EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, MSG_DONTWAIT, epoll_change,
     epoll_create1, epoll_wait, fd_of, monotonic_ns, read, recv, send_parts, write,
 )
 from fastmq.server.posix cimport close as close_fd
 from fastmq.server.session cimport Frame
+
+
+cdef inline void finish(BulkJob* job, BulkJob** finished) noexcept nogil:
+    job.next = finished[0]
+    finished[0] = job
+
+
+cdef inline void give_up(BulkJob* job, BulkJob** finished) noexcept nogil:
+    """The system has no memory for it; NULL: there is none."""
+    if job != NULL:
+        job.error = ENOMEM
+        finish(job, finished)
 
 
 @cython.final
@@ -30,7 +42,7 @@ cdef class Bulk:
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
-        epoll_add(self.epoll, EPOLL_CTL_ADD, self.bell, 0, EPOLLIN)
+        epoll_change(self.epoll, EPOLL_CTL_ADD, self.bell, 0, EPOLLIN)
 
     def __dealloc__(self):
         for fd in (self.bell, self.done_bell, self.epoll):
@@ -125,7 +137,7 @@ cdef class Bulk:
         while job != NULL and not stopping:
             following = job.next
             if not self.has_slot(job.fd):
-                self.give_up(job, finished)
+                give_up(job, finished)
             elif job.is_read:
                 self.slots[job.fd].reading = job
                 self.work(job.fd, EPOLLIN, finished)
@@ -159,13 +171,11 @@ cdef class Bulk:
             job.heard_ns = monotonic_ns()
         if job != NULL and events & (EPOLLOUT | EPOLLERR | EPOLLHUP) and self.send_some(job):
             slot.writing = NULL
-            job.next = finished[0]
-            finished[0] = job
+            finish(job, finished)
         job = slot.reading
         if job != NULL and events & (EPOLLIN | EPOLLERR | EPOLLHUP) and self.read_some(job):
             slot.reading = NULL
-            job.next = finished[0]
-            finished[0] = job
+            finish(job, finished)
         self.look_for(fd, finished)
 
     cdef void look_for(self, int fd, BulkJob** finished) noexcept nogil:
@@ -175,20 +185,13 @@ cdef class Bulk:
         if interest == slot.interest:
             return
         if interest == 0:
-            epoll_add(self.epoll, EPOLL_CTL_DEL, fd, 0, 0)
-        elif epoll_add(self.epoll, EPOLL_CTL_MOD if slot.interest else EPOLL_CTL_ADD, fd, 0, interest) != 0:
-            self.give_up(slot.reading, finished)        # nobody would ever hear of them
-            self.give_up(slot.writing, finished)
+            epoll_change(self.epoll, EPOLL_CTL_DEL, fd, 0, 0)
+        elif epoll_change(self.epoll, EPOLL_CTL_MOD if slot.interest else EPOLL_CTL_ADD, fd, 0, interest) != 0:
+            give_up(slot.reading, finished)             # nobody would ever hear of them
+            give_up(slot.writing, finished)
             slot.reading = slot.writing = NULL
             interest = 0
         slot.interest = interest
-
-    cdef void give_up(self, BulkJob* job, BulkJob** finished) noexcept nogil:
-        """The system has no memory for it; NULL: there is none."""
-        if job != NULL:
-            job.error = ENOMEM
-            job.next = finished[0]
-            finished[0] = job
 
     cdef bint read_some(self, BulkJob* job) noexcept nogil:
         """Read what is there; True: the job is finished."""

@@ -25,9 +25,9 @@ cdef enum:
     READ_SIZE = 65536                   # bytes of room for a read, at least
     READ_AT_ONCE = 262144               # bytes read of one connection in a turn, and
     JUDGED_AT_ONCE = 64                 # requests, and
-    JUDGE_NS = 1000000                  # for so long, if Python is asked
+    JUDGE_NS = 1000000                  # for so long, which only those that Python handles need
     READ_IN_TURN = 1048576              # bytes read of all connections in a turn, and
-    READ_NS = 4000000                   # for so long, if Python is asked
+    READ_NS = 4000000                   # for so long
     OUT_WAITING_MAX = 4096              # bytes of commands waiting for a connection above which it is not pinged
 
     HANDSHAKE_NS = 5000000000           # from the accept to READY

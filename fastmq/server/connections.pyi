@@ -3,6 +3,10 @@ import socket
 
 from fastmq.server.sessions import Sessions
 
+HANDSHAKE_MS: int
+PING_MS: int
+SILENCE_MS: int
+
 class Connections:
     count: int
     blocked: int

@@ -12,7 +12,7 @@ from fastmq.server.bulk cimport Bulk, BulkJob
 from fastmq.server.gathered cimport BULK_MIN
 from fastmq.server.posix cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, SHUT_RDWR,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_add, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_change, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read,
     recv, set_tcp, shutdown, unacknowledged, user_of,
 )
 from fastmq.server.posix cimport close as close_fd
@@ -25,6 +25,10 @@ from fastmq.wire.zmtp cimport (
     ZMTP_MESSAGE, ZMTP_OPENED, ZMTP_ROUTER, ZMTP_WAIT, ZMTP_WHOLE_MIN, Zmtp, zmtp_begun, zmtp_frame, zmtp_free, zmtp_init, zmtp_next,
     zmtp_pass_over, zmtp_ping, zmtp_received, zmtp_rest, zmtp_shared_room, zmtp_start, zmtp_unsent,
 )
+
+HANDSHAKE_MS = HANDSHAKE_NS // 1000000      # for the socket of live events, which is libzmq's
+PING_MS = PING_NS // 1000000
+SILENCE_MS = SILENCE_NS // 1000000
 
 
 @cython.final
@@ -41,7 +45,7 @@ cdef class Connections(Outlet):
         self.next_number = 1
         self.room_max = room_max
         self.bulk = Bulk()
-        epoll_add(self.epoll, EPOLL_CTL_ADD, self.bulk.done_bell, 0, EPOLLIN)
+        epoll_change(self.epoll, EPOLL_CTL_ADD, self.bulk.done_bell, 0, EPOLLIN)
         self._bells = []
         self._listeners = []
         if len(listeners) > LISTENERS_MAX:
@@ -52,7 +56,7 @@ cdef class Connections(Outlet):
             self.listeners[self.listener_count] = listener.fileno()
             self.own_user[self.listener_count] = own_user
             self.listener_count += 1
-            epoll_add(self.epoll, EPOLL_CTL_ADD, listener.fileno(), 0, EPOLLIN)
+            epoll_change(self.epoll, EPOLL_CTL_ADD, listener.fileno(), 0, EPOLLIN)
 
     def __dealloc__(self):
         cdef Connection* c
@@ -73,14 +77,14 @@ cdef class Connections(Outlet):
         """The descriptors that end a wait beside connections: the control socket, and the bells of all links. Before one is closed."""
         for bell in self._bells:
             if bell not in bells:
-                epoll_add(self.epoll, EPOLL_CTL_DEL, bell, 0, 0)
+                epoll_change(self.epoll, EPOLL_CTL_DEL, bell, 0, 0)
         for bell in bells:
             if bell not in self._bells:
-                epoll_add(self.epoll, EPOLL_CTL_ADD, bell, 0, EPOLLIN)
+                epoll_change(self.epoll, EPOLL_CTL_ADD, bell, 0, EPOLLIN)
         self._bells = list(bells)
         if control != self.control:
             self.control = control
-            epoll_add(self.epoll, EPOLL_CTL_ADD, control, 0, EPOLLIN)
+            epoll_change(self.epoll, EPOLL_CTL_ADD, control, 0, EPOLLIN)
 
     def bound_received(self, size_max: int) -> None:
         """Close the connections that hold most of what has not come or left whole until it is no more than `size_max` bytes in all."""
@@ -216,7 +220,7 @@ cdef class Connections(Outlet):
         """Whether connections are accepted; those who come meanwhile wait."""
         cdef int i
         for i in range(self.listener_count):
-            epoll_add(self.epoll, EPOLL_CTL_MOD, self.listeners[i], 0, EPOLLIN if more else 0)
+            epoll_change(self.epoll, EPOLL_CTL_MOD, self.listeners[i], 0, EPOLLIN if more else 0)
         self.refused_until_ns = 0 if more else self.sessions.now_ns + REFUSED_NS
         if not more:
             self.look_at_ns = min(self.look_at_ns, self.refused_until_ns)
@@ -243,7 +247,7 @@ cdef class Connections(Outlet):
         zmtp_init(&c.zmtp, ZMTP_ROUTER, FRAME_SIZE_MAX, &self.blocks)
         zmtp_start(&c.zmtp)
         c.interest = EPOLLIN
-        if epoll_add(self.epoll, EPOLL_CTL_ADD, fd, c.address.number, c.interest) != 0:
+        if epoll_change(self.epoll, EPOLL_CTL_ADD, fd, c.address.number, c.interest) != 0:
             zmtp_free(&c.zmtp)
             free(c)
             return False
@@ -267,7 +271,7 @@ cdef class Connections(Outlet):
         if not c.gone:
             c.gone = True
             self.sessions.lose_connection(&c.address)
-            epoll_add(self.epoll, EPOLL_CTL_DEL, c.address.fd, 0, 0)
+            epoll_change(self.epoll, EPOLL_CTL_DEL, c.address.fd, 0, 0)
             if c.reads_bulk or c.writes_bulk:
                 shutdown(c.address.fd, SHUT_RDWR)       # the bulk thread lets go of it
         if not c.reads_bulk and not c.writes_bulk:
@@ -551,10 +555,9 @@ cdef class Connections(Outlet):
                 self.close(c)
             elif not job.is_read:
                 self.writable(c)
+            elif job.error:
+                self.close(c)
             else:
-                if job.error:
-                    self.close(c)
-                else:
-                    self.heard_bulk(c)
+                self.heard_bulk(c)
             job = following
         return found

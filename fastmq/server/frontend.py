@@ -21,7 +21,7 @@ from fastmq.config import Config
 from fastmq.net.arena import ArenaView
 from fastmq.net.ring import Link, make_link_fds
 from fastmq.server.child import begin, give_back_memory
-from fastmq.server.connections import Connections
+from fastmq.server.connections import HANDSHAKE_MS, PING_MS, SILENCE_MS, Connections
 from fastmq.server.control import Control
 from fastmq.server.events import EventsThread
 from fastmq.server.frontend_loop import FrontendLoop
@@ -37,9 +37,6 @@ DRAIN_NS = 800_000_000        # at most, for the answers to what was taken befor
 DRAIN_LOOK_NS = 5_000_000       # between two looks whether all of it has been answered
 FAREWELL_NS = 200_000_000       # at most, for clients to take CLOSING
 RETRY_S = 0.05                  # between two tries to bind an address that is in use
-HANDSHAKE_MS = 5_000
-HEARTBEAT_MS = 5_000
-HEARTBEAT_TIMEOUT_MS = 15_000
 BACKLOG = 4_096                 # connections that wait to be accepted: a reconnect storm
 SUBSCRIPTIONS_AHEAD = 1         # that libzmq reads ahead: with more it takes in what one connection sends without ever coming back from it
 RECEIVED_SHARE = 4              # what has not come whole may take this part of the memory where that becomes short
@@ -68,8 +65,8 @@ def make_xpub(context: zmq.Context[Any], config: Config) -> zmq.Socket[Any]:
         zmq.XPUB_MANUAL: 1,
         zmq.MAXMSGSIZE: SUBSCRIPTION_SIZE_MAX + 16,
         zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
-        zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
-        zmq.HEARTBEAT_TIMEOUT: HEARTBEAT_TIMEOUT_MS,
+        zmq.HEARTBEAT_IVL: PING_MS,
+        zmq.HEARTBEAT_TIMEOUT: SILENCE_MS,
         zmq.TCP_KEEPALIVE: 1,
         zmq.BACKLOG: BACKLOG,
         zmq.SNDHWM: config.events_high_water_mark,
@@ -108,14 +105,14 @@ def bind(listen: Callable[[int], int], shown: str, port: int, retry_s: float, se
             raise CannotListen(f"cannot listen on {shown}:{port} ({setting}): {os.strerror(error.errno or 0)}") from None
 
 
-def address_of(host: str, setting: str) -> str:
-    """The address that a host of the settings means: itself, `*` (all), or what its name is resolved to. Raises CannotListen."""
+def address_of(host: str) -> str:
+    """The address that the setting host means: itself, `*` (all), or what its name is resolved to. Raises CannotListen."""
     if host == "*":
         return "0.0.0.0"
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise CannotListen(f"cannot listen on {host} ({setting}): {error.strerror}") from None
+        raise CannotListen(f"cannot listen on {host} (host): {error.strerror}") from None
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)            # of a name that has both
     return str(found[0][4][0])
 
@@ -176,7 +173,7 @@ class Frontend:
 
     def _listen(self, config: Config, host: str, port: int, events_port: int, retry_s: float) -> None:
         """Bind everything that clients connect to. Raises CannotListen."""
-        address = address_of(host, "host")
+        address = address_of(host)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         shown = f"[{address}]" if ":" in address else address
         self._xpub.setsockopt(zmq.IPV6, int(":" in address))

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from fastmq.server.bulk cimport BULK_SENT_AT_ONCE
 from fastmq.server.gathered cimport Gathered, gather, is_bulk, size_on_wire
-from fastmq.server.posix cimport EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, SHUT_RDWR, epoll_add, send_parts, shutdown
+from fastmq.server.posix cimport EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, SHUT_RDWR, epoll_change, send_parts, shutdown
 from fastmq.server.session cimport address_same, frame_free, session_drop_first, session_take_first
 from fastmq.wire.zmtp cimport ZMTP_KEPT_MAX, zmtp_drop_sent, zmtp_next_part, zmtp_sent, zmtp_unsent
 
@@ -22,7 +22,7 @@ cdef class Outlet:
         cdef uint32_t interest = (0 if c.paused or c.reads_bulk else EPOLLIN) | (EPOLLOUT if c.blocked else 0)
         if interest != c.interest:
             c.interest = interest
-            epoll_add(self.epoll, EPOLL_CTL_MOD, c.address.fd, c.address.number, interest)
+            epoll_change(self.epoll, EPOLL_CTL_MOD, c.address.fd, c.address.number, interest)
 
     # ---- one connection
 

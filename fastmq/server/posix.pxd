@@ -71,7 +71,7 @@ cdef extern from * nogil:
     uint64_t monotonic_ns "fmq_monotonic_ns"()
     int epoll_create1(int flags)
     int epoll_wait(int epoll, epoll_event* events, int count, int timeout_ms)
-    int epoll_add "fmq_epoll"(int epoll, int what, int fd, uint32_t number, uint32_t events)    # and change, and remove
+    int epoll_change "fmq_epoll"(int epoll, int what, int fd, uint32_t number, uint32_t events)
     ssize_t send_parts "fmq_send_parts"(int fd, iovec* parts, int count)
     void set_tcp "fmq_set_tcp"(int fd)
     long user_of "fmq_user_of"(int fd)              # the user at the other end of a unix socket; -1: not known

@@ -65,6 +65,7 @@ cdef class Workers:
     # the workers' arenas
     cdef void take_region(self, int worker, const LinkRegion* region) noexcept nogil
     cdef uint8_t* place(self, int worker, uint64_t size, uint64_t* offset) noexcept nogil
+    cdef uint8_t* cut(self, int worker, Lent* region, uint64_t size, uint64_t* offset) noexcept nogil
     cdef void region_done(self, int worker, bint idle) noexcept nogil
     cdef void hand_back(self, int worker, const Lent* region, bint is_warm) noexcept nogil
     cdef bint reserve(self, int worker, uint64_t size, Placement* placement) noexcept nogil

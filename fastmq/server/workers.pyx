@@ -122,7 +122,7 @@ cdef class Workers:
     cdef void take_region(self, int worker, const LinkRegion* region) noexcept nogil:
         """An L_REGION: write there from now on."""
         cdef Regions* r = &self.regions[worker]
-        if r.count < REGIONS_MAX and self.arenas[worker] != NULL:
+        if r.count + r.leaving_count < REGIONS_MAX and self.arenas[worker] != NULL:
             r.items[r.count].offset = region.offset
             r.items[r.count].size = region.size
             r.items[r.count].used = 0
@@ -134,21 +134,27 @@ cdef class Workers:
         """Where a record of `size` bytes may be written in a worker's arena, and its offset there; NULL: nowhere."""
         cdef Regions* r = &self.regions[worker]
         cdef Lent* region
+        cdef uint8_t* at
         while r.count:
             region = &r.items[0]
             if region.size - region.used >= size:
-                offset[0] = region.offset + region.used
-                region.used += (size + RECORD_ALIGNMENT - 1) & ~<uint64_t> (RECORD_ALIGNMENT - 1)
-                if region.used > region.size:
-                    region.used = region.size
-                r.idle = False
+                at = self.cut(worker, region, size, offset)
                 if size >= PREPARED_MIN and not region.is_warm:
-                    arena_prepare((<ArenaView> self.arenas[worker]).map.base + offset[0], size)
-                return (<ArenaView> self.arenas[worker]).map.base + offset[0]
+                    arena_prepare(at, size)
+                return at
             if size > region.size:
                 return NULL                     # larger than any region
             self.region_done(worker, False)
         return NULL
+
+    cdef uint8_t* cut(self, int worker, Lent* region, uint64_t size, uint64_t* offset) noexcept nogil:
+        """The next `size` bytes of a region that has them, and their offset in the arena."""
+        offset[0] = region.offset + region.used
+        region.used += (size + RECORD_ALIGNMENT - 1) & ~<uint64_t> (RECORD_ALIGNMENT - 1)
+        if region.used > region.size:
+            region.used = region.size
+        self.regions[worker].idle = False
+        return (<ArenaView> self.arenas[worker]).map.base + offset[0]
 
     cdef void region_done(self, int worker, bint idle) noexcept nogil:
         """Hand back the oldest region: the worker lends another one for it, in the place behind the others."""
@@ -175,7 +181,7 @@ cdef class Workers:
         """A place for a record that is still to come, to be given to `release` when it was, or will not be; False: nowhere."""
         cdef Regions* r = &self.regions[worker]
         placement.at = NULL
-        if self.links[worker] == NULL or r.leaving_count >= LEAVING_MAX or r.count + r.leaving_count >= REGIONS_MAX:
+        if self.links[worker] == NULL or r.leaving_count >= LEAVING_MAX:
             return False
         while r.count and r.items[0].size - r.items[0].used < size:
             if size > r.items[0].size or r.leaving_count >= LEAVING_MAX:
@@ -183,11 +189,9 @@ cdef class Workers:
             self.region_done(worker, False)
         if r.count == 0:
             return False
+        placement.at = self.cut(worker, &r.items[0], size, &placement.offset)
         placement.is_cold = not r.items[0].is_warm
-        r.items[0].is_warm = True               # `place` need not take its memory
         placement.region = r.items[0].offset
-        placement.at = self.place(worker, size, &placement.offset)
-        r.items[0].is_warm = not placement.is_cold
         r.items[0].reserved += 1
         placement.size = size
         placement.worker = worker
