@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -413,6 +414,23 @@ def test_client_is_closed_in_the_child_of_a_fork_and_goes_on_in_the_parent(mq: f
 
         wait_until(all_came)
     assert bodies == [b"parent", b"child", b"parent again"]
+
+
+
+@transports
+def test_large_bodies_are_kept_until_their_outcomes_and_no_longer(mq: fastmq.Client, queue: str) -> None:
+    body = os.urandom(300_000)
+    before = sys.getrefcount(body)
+    for _ in range(20):
+        mq.publish(queue, body)
+    mq.flush()
+    assert sys.getrefcount(body) == before, "they are confirmed"
+    for _ in range(5):
+        mq.publish("nobody's", body)
+    with pytest.raises(fastmq.PublishError):
+        mq.flush()
+    assert sys.getrefcount(body) == before, "they are refused"
+    assert [message.body == body for message in mq.consume(queue, timeout=0.3, auto_ack=True)] == [True] * 20
 
 
 def unacknowledged(mq: fastmq.Client, queue: str) -> int:

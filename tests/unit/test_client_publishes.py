@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+
 import pytest
 from client_script import EXAMPLES, Script
 from hypothesis import given, settings
@@ -58,6 +61,18 @@ def test_a_batch_ends_at_64_kib_and_1000_records() -> None:
     script = Script(window=(5000, 2**24))
     publish(script, 100, 1500)
     assert [len(sequences) for _, sequences, _ in script.publishes()] == [43, 43, 14]
+
+
+def test_a_large_body_without_an_outcome_goes_with_its_client() -> None:
+    script, body = Script(), bytes(100_000)
+    before = sys.getrefcount(body)
+    for _ in range(3):
+        script.core.publish("k", body)
+    script.sent()
+    assert sys.getrefcount(body) == before + 3
+    del script
+    gc.collect()
+    assert sys.getrefcount(body) == before
 
 
 def test_up_to_confirms_all_but_exceptions_and_the_floor_follows() -> None:
