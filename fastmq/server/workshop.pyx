@@ -396,6 +396,7 @@ cdef class Workshop:
             self.log.submit()
             self.fly()
             self.land()
+        self.send()                         # who waits for them waits no longer than he must
         for i in range(SHARDS_MAX):
             if self.shard_of[i] != NULL and (<Shard> self.shard_of[i]).durable_up_to(self.durable):
                 fifo_add(&self.touched, i)

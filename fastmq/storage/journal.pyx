@@ -347,7 +347,8 @@ cdef void write_batch(Journal* j) noexcept nogil:
 
 cdef void say_durable(Journal* j) noexcept nogil:
     pthread_mutex_lock(&j.lock)
-    journal_tell(j)
+    if not j.lent:                          # else the worker is here itself, and looks when it is back
+        journal_tell(j)
     if j.watched and j.durable >= j.watched:
         pthread_cond_signal(&j.watch)
     pthread_mutex_unlock(&j.lock)
