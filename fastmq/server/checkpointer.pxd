@@ -17,6 +17,7 @@ from fastmq.wire.buffer cimport Buffer
 cdef class Checkpointer:
     cdef PyObject** shard_of            # the workshop's, SHARDS_MAX of them
     cdef Fifo* touched                  # the workshop's: shards to which something has happened
+    cdef Fifo hiding                    # those with something that may be delivered once the log has it
     cdef Log log
     cdef object desk                    # TopologyDesk, None but on worker 0
     cdef bint failed                    # no memory, a damaged extent, or `error`
@@ -38,6 +39,8 @@ cdef class Checkpointer:
     # What a shard's records and wishes are, to the log. False: failed.
     cdef bint keep(self, Shard shard) noexcept nogil
     cdef bint grant(self, Shard shard) noexcept nogil
+    # The log has everything up to here: what was hidden until then may be delivered.
+    cdef void show(self, uint64_t durable) noexcept nogil
     # Once in a turn: what the log has ready, and a part of what is to be done. Whether there is more to do at once.
     cdef bint turn(self, int64_t now_ns) noexcept nogil
     # At each tick.

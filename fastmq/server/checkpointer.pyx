@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from fastmq.model.pieces cimport EXTENT_COUNTER_BITS, ExtentWrite
 from fastmq.model.ageing cimport AGE_DONE, AGE_MORE, AGE_WAITS
 from fastmq.model.shard cimport Shard
-from fastmq.server.fifo cimport fifo_add
+from fastmq.server.fifo cimport fifo_add, fifo_take
 from fastmq.storage.log cimport SHARD_TOPOLOGY, EntryHead, ExtentRead, Log
 from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_free, buffer_init, buffer_pad8
 from fastmq.wire.limits cimport SHARDS_MAX
@@ -67,7 +67,19 @@ cdef class Checkpointer:
         if not self.log.append(shard.state.index, shard.state.records.data, shard.state.records.size):
             self.failed = True
         shard.records_taken(self.log.appended)
+        if shard.state.hidden.size:
+            fifo_add(&self.hiding, shard.state.index)
         return not self.failed
+
+    cdef void show(self, uint64_t durable) noexcept nogil:
+        cdef uint32_t left = self.hiding.count, shard
+        while left:
+            left -= 1
+            shard = fifo_take(&self.hiding)
+            if (<Shard> self.shard_of[shard]).durable_up_to(durable):
+                fifo_add(self.touched, shard)
+            if (<Shard> self.shard_of[shard]).state.hidden.size:
+                fifo_add(&self.hiding, shard)
 
     cdef bint grant(self, Shard shard) noexcept nogil:
         """Give the log what a shard wishes of it."""

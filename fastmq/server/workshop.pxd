@@ -65,6 +65,7 @@ cdef class Workshop:
     cdef uint64_t durable           # log position up to which outcomes have been let go
     cdef bint log_is_urgent         # somebody waits for what fills
     cdef bint filling_waits         # outcomes do
+    cdef bint desk_waits            # somebody at the desk does
     cdef uint64_t urgent_handled    # `handled` when somebody waited for the log before
     cdef uint64_t flying_position   # what those in `flying` wait for
     cdef readonly int64_t log_due_ns    # when what fills is given to it although nobody does; 0: nothing fills, or somebody waits
@@ -88,6 +89,7 @@ cdef class Workshop:
     cdef void land(self) noexcept nogil
     cdef void tell_full(self) noexcept nogil
     cdef void tell_desk(self) noexcept with gil
+    cdef void heed_desk(self)
     cdef bint owes_log(self) noexcept nogil
     cdef void collect(self, uint32_t shard) noexcept nogil
     cdef void deliver(self, Port* port, const uint8_t* payload) noexcept nogil

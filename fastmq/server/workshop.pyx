@@ -118,6 +118,7 @@ cdef class Workshop:
         self.ports[<int> frontend].link = <PyObject*> link
         if self.desk is not None:
             self.desk.attached(frontend)
+            self.heed_desk()
         self.ports[<int> frontend].lent = 0
         self.lender.cool()
         link.ring_other()
@@ -135,6 +136,7 @@ cdef class Workshop:
                 fifo_add(&self.touched, index)
         if self.desk is not None:
             self.desk.gone(frontend)
+            self.heed_desk()
 
     def tick(self, now_ns: int) -> None:
         """Now and then (4 times a second, once where there is nothing to do): what is due by time."""
@@ -147,6 +149,7 @@ cdef class Workshop:
             self.checkpointer.measure()
         if self.desk is not None:
             self.desk.tick(now_ns)
+            self.heed_desk()
 
     def rest(self) -> None:
         """Nothing more is delivered: the log gets exactly what was."""
@@ -381,7 +384,6 @@ cdef class Workshop:
 
     cdef void hear_log(self) noexcept nogil:
         """What the log has by now may leave, and be delivered."""
-        cdef int i
         cdef uint64_t durable = self.log.look()
         if self.log.failed:
             self.fail()
@@ -397,10 +399,8 @@ cdef class Workshop:
             self.fly()
             self.land()
         self.send()                         # who waits for them waits no longer than he must
-        for i in range(SHARDS_MAX):
-            if self.shard_of[i] != NULL and (<Shard> self.shard_of[i]).durable_up_to(self.durable):
-                fifo_add(&self.touched, i)
-        if self.desk is not None:
+        self.checkpointer.show(self.durable)
+        if self.desk_waits:
             self.tell_desk()
 
     cdef void land(self) noexcept nogil:
@@ -427,9 +427,16 @@ cdef class Workshop:
     cdef void tell_desk(self) noexcept with gil:
         try:
             self.desk.durable_up_to(self.durable)
+            self.desk_waits = self.desk.waits
         except Exception as error:
             self.error = error
             self.failed = True
+
+    cdef void heed_desk(self):
+        """Somebody may wait at the desk for the log."""
+        self.desk_waits = self.desk.waits
+        if self.desk_waits:
+            self.log_is_urgent = True
 
     cdef bint owes_log(self) noexcept nogil:
         """Whether the log does not have everything yet."""
@@ -441,8 +448,7 @@ cdef class Workshop:
             if self.desk is None:
                 raise FastMQError(f"front-end {frontend} takes this worker for worker 0")
             self.desk.message(frontend, kind, (<const char*> payload)[:size], self.now_ns)
-            if self.desk.waits:
-                self.log_is_urgent = True
+            self.heed_desk()
         except Exception as error:
             self.error = error
             self.failed = True
