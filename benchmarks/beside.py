@@ -2,12 +2,14 @@
 
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 
 from depth import fill
 from harness import FastMQ, Figures, Line, Load, Run, Stage, trips
 from large import check_stream
+from latency import tcp_trips
 from peers import side
 
 from fastmq.cli.sides import LOADS, Side, together, wait
@@ -28,6 +30,7 @@ POLL_S = 0.05  # between two looks at the broker, which must not be a load itsel
 
 ALONE, RECOVERY, WRITER, FLOW = "alone", "beside a recovery", "beside another program's writes", "beside a durable flow of 256 KiB"
 TRANSIENT = "beside a transient flow of 256 KiB"
+TCP_ALONE, TCP_WRITER = "bare TCP alone", "bare TCP beside another program's writes"
 
 
 class Workers:
@@ -49,8 +52,8 @@ class Workers:
         arguments = {"url": self.broker.url, "ping": self.ping, "pong": self.pong}
         return Side(LOADS, "ping", trips=count, size=SIZE, seconds=seconds, **arguments), Side(LOADS, "pong", **arguments)
 
-    def alone(self, count: int) -> Figures:
-        return trips(*self.sides(count))
+    def trips(self, count: int, seconds: float = TIMEOUT_S) -> Figures:
+        return trips(*self.sides(count, seconds))
 
     def pid(self) -> int:
         """Of the second worker; 0 while there is none."""
@@ -80,17 +83,17 @@ def recovery(stage: Stage) -> dict[str, Run]:
     workers = Workers(stage.fastmq(2, data_dir=stage.disk_folder(), checkpoint_tail_size=TAIL_SIZE, memory_mark=MEMORY_MARK))
     count = stage.count(RECOVERED)
     fill(workers.broker, workers.durable, count)
-    return {RECOVERY: partial(beside_recovery, workers, count), ALONE: partial(workers.alone, stage.count(TRIPS, 200))}
+    return {RECOVERY: partial(beside_recovery, workers, count), ALONE: partial(workers.trips, stage.count(TRIPS, 200))}
 
 
 # ---- the disk is saturated
 
 
-def beside_writer(workers: Workers, folder: str, count: int, seconds: float) -> Figures:
-    """Ping-pong while another program writes, with a sync behind each MiB, as fast as the disk takes it."""
+def beside_writer(ping_pong: Callable[[], Figures], folder: str) -> Figures:
+    """A ping-pong while another program writes, with a sync behind each MiB, as fast as the disk takes it."""
     writer = side("disk_saturator", path=os.path.join(folder, "written"), file_size=FILE_SIZE, sync_size=SYNC_SIZE)
     with together(writer) as started:
-        figures = trips(*workers.sides(count, seconds))
+        figures = ping_pong()
         written = writer.finish()["written"]
         return {**figures, "disk_mb_s": written / (monotonic() - started) / 1e6}
 
@@ -100,7 +103,7 @@ def beside_flow(workers: Workers, queue: str, count: int, seconds: float) -> Fig
     arguments = {"url": workers.broker.url, "queue": queue, "different": DIFFERENT, "size": LARGE_SIZE}
     producer, consumer = Side(LOADS, "stream_producer", **arguments), Side(LOADS, "stream_consumer", prefetch=LARGE_PREFETCH, **arguments)
     with together(producer, consumer) as started:
-        figures = trips(*workers.sides(count, seconds))
+        figures = workers.trips(count, seconds)
         sent = producer.finish()["sent"]
         flowed = monotonic() - started
         wait(workers.broker.all_settled, "nothing to be ready or outstanding", TIMEOUT_S)
@@ -110,12 +113,15 @@ def beside_flow(workers: Workers, queue: str, count: int, seconds: float) -> Fig
 
 def saturated(stage: Stage) -> dict[str, Run]:
     workers = Workers(stage.fastmq(2, data_dir=stage.disk_folder()))
-    count, seconds = stage.count(TRIPS, 200), DISK_S if stage.scale >= 1 else 1.0
+    folder, count = stage.disk_folder(), stage.count(TRIPS, 200)
+    seconds = DISK_S if stage.scale >= 1 else 1.0
     return {
-        WRITER: partial(beside_writer, workers, stage.disk_folder(), count, seconds),
+        WRITER: partial(beside_writer, partial(workers.trips, count, seconds), folder),
         FLOW: partial(beside_flow, workers, workers.durable, count, seconds),
         TRANSIENT: partial(beside_flow, workers, workers.transient, count, seconds),
-        ALONE: partial(workers.alone, count),
+        ALONE: partial(workers.trips, count),
+        TCP_WRITER: partial(beside_writer, partial(tcp_trips, count, seconds), folder),
+        TCP_ALONE: partial(tcp_trips, count),
     }
 
 
@@ -126,7 +132,9 @@ def lines(name: str, against: str = ALONE, bound: float | None = 3) -> tuple[Lin
     )
 
 
+LINES_OF_DISK = (*lines(WRITER), *lines(FLOW), *lines(FLOW, TRANSIENT, None), *lines(TCP_WRITER, TCP_ALONE, None))
+
 LOADS_OF_BESIDE = (
     Load("beside-recovery", "ping-pong through another worker", recovery, lines(RECOVERY)),
-    Load("beside-disk", "ping-pong through another worker", saturated, (*lines(WRITER), *lines(FLOW), *lines(FLOW, TRANSIENT, None))),
+    Load("beside-disk", "ping-pong through another worker", saturated, LINES_OF_DISK),
 )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from harness import FastMQ, Figures, Line, Load, Run, Stage, flow, trips
-from latency import fastmq_trips
+from latency import fastmq_trips, tcp_trips
 from peers import ZmqProxy, side
 from queues import fastmq_queue
 
@@ -17,6 +17,8 @@ SMALL_SIZE = 128
 TRIPS = 3000
 BESIDE_S = 8.0  # a broker that lets small messages wait makes no more trips than come in this time
 PROXY = "ZeroMQ PUSH - proxy - PULL"
+BESIDE, ALONE = "beside 1 MiB messages", "alone"
+TCP_BESIDE, TCP_ALONE = "bare TCP beside the proxy's", "bare TCP alone"
 
 
 def zmq_flow(proxy: ZmqProxy, count: int) -> Figures:
@@ -62,10 +64,22 @@ def check_stream(came: Sequence[int], sent: int) -> None:
         raise Void(f"of {sent} large messages {sum(came)} came, or not those that were sent")
 
 
+def tcp_beside(proxy: ZmqProxy, count: int, seconds: float) -> Figures:
+    """Ping-pong of two programs without a broker, while the same messages flow through the proxy."""
+    producer = side("zmq_stream_producer", port=proxy.ports["push"], different=DIFFERENT, size=SIZE)
+    with together(producer, side("zmq_stream_consumer", port=proxy.ports["pull"])):
+        return tcp_trips(count, seconds)
+
+
 def small_beside_large(stage: Stage) -> dict[str, Run]:
     broker, count = stage.fastmq(), stage.count(TRIPS, 200)
     seconds = BESIDE_S if stage.scale >= 1 else 1.0
-    return {"beside 1 MiB messages": partial(beside, broker, count, seconds), "alone": partial(fastmq_trips, broker, broker.url, count)}
+    return {
+        BESIDE: partial(beside, broker, count, seconds),
+        ALONE: partial(fastmq_trips, broker, broker.url, count),
+        TCP_BESIDE: partial(tcp_beside, stage.enter(ZmqProxy()), count, seconds),
+        TCP_ALONE: partial(tcp_trips, count),
+    }
 
 
 LOADS_OF_LARGE = (
@@ -76,8 +90,9 @@ LOADS_OF_LARGE = (
     Load(
         "beside", "ping-pong beside a flow of 1 MiB messages", small_beside_large,
         (
-            Line("there and back, p99 us", "p99_us", "beside 1 MiB messages", ("alone",), 3, False),
-            Line("there and back, p50 us", "p50_us", "beside 1 MiB messages", ("alone",), at_least=False),
+            Line("there and back, p99 us", "p99_us", BESIDE, (ALONE,), 3, False),
+            Line("there and back, p50 us", "p50_us", BESIDE, (ALONE,), at_least=False),
+            Line("bare TCP, no broker, beside the same through zmq.proxy, p99 us", "p99_us", TCP_BESIDE, (TCP_ALONE,), at_least=False),
         ),
     ),
 )  # fmt: skip

@@ -3,13 +3,14 @@
 from functools import partial
 
 from harness import FastMQ, Figures, Line, Load, Missing, Run, Stage, trips
-from peers import RedisServer, side
+from peers import RedisServer, side, tcp_connection
 
 import fastmq
 from fastmq.cli.sides import LOADS, Side
 
 SIZE = 128
 TRIPS = 5000
+TRIPS_S, PAUSE_S = 60.0, 1e-4
 REDIS = "Redis LPUSH / BLPOP"
 
 
@@ -22,6 +23,17 @@ def fastmq_trips(broker: FastMQ, url: str, count: int) -> Figures:
         )
     finally:
         broker.delete([ping, pong])
+
+
+def tcp_trips(count: int, seconds: float = TRIPS_S) -> Figures:
+    """Of two programs on one connection, without a broker: what the machine itself makes a message wait. With pauses, so that the two sleep
+    as often as those of a broker do: without, they hand one core to each other, and some hundred trips fit into what it gives them."""
+    ends = tcp_connection()
+    ping = side("tcp_ping", [ends[0].fileno()], fd=ends[0].fileno(), trips=count, size=SIZE, seconds=seconds, pause=PAUSE_S)
+    pong = side("tcp_pong", [ends[1].fileno()], fd=ends[1].fileno(), size=SIZE)
+    for end in ends:
+        end.close()
+    return trips(ping, pong)
 
 
 def redis_trips(redis: RedisServer, count: int) -> Figures:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 from harness import Missing
@@ -467,6 +467,71 @@ def zmq_consumer(gate: Gate, port: int, count: int, size: int) -> None:
     gate.report(done=True)
     gate.wait_end()
     gate.report(**kept.check(count))
+
+
+def zmq_stream_producer(gate: Gate, port: int, different: int, size: int) -> None:
+    """Send the same messages again and again until it is killed."""
+    import zmq
+
+    bodies = payloads(different, size)
+    socket = zmq.Context().socket(zmq.PUSH)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    gate.ready()
+    for body in cycle(bodies):
+        socket.send(body, copy=False)
+
+
+def zmq_stream_consumer(gate: Gate, port: int) -> None:
+    """Take what comes until it is killed."""
+    import zmq
+
+    socket = zmq.Context().socket(zmq.PULL)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    gate.ready()
+    while True:
+        socket.recv(copy=False)
+
+
+# ---- TCP without a broker
+
+
+def tcp_connection() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a connection on loopback, without Nagle's delay."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ends = socket.create_connection(listener.getsockname()), listener.accept()[0]
+    for end in ends:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return ends
+
+
+def tcp_ping(gate: Gate, fd: int, trips: int, size: int, seconds: float, pause: float) -> None:
+    """One message at a time there and back, with a pause behind each; ends after so many trips, or seconds."""
+    from time import perf_counter, sleep
+
+    connection = socket.socket(fileno=fd)
+    bodies = payloads(trips + WARM_UP_TRIPS, size)
+    times, received = [], []
+    gate.ready()
+    until = perf_counter() + seconds
+    for body in bodies:
+        start = perf_counter()
+        connection.sendall(body)
+        answer = connection.recv(size, socket.MSG_WAITALL)
+        times.append(perf_counter() - start)
+        received.append(answer)
+        if start > until:
+            break
+        sleep(pause)
+    check_exactly_once(received, len(times), size)
+    report_trips(gate, times)
+
+
+def tcp_pong(gate: Gate, fd: int, size: int) -> None:
+    """Send back what comes, until it is killed."""
+    connection = socket.socket(fileno=fd)
+    gate.ready()
+    while message := connection.recv(size, socket.MSG_WAITALL):
+        connection.sendall(message)
 
 
 if __name__ == "__main__":
