@@ -73,20 +73,15 @@ cdef class Workshop:
         self.lender = Lender(arena, region_size)
         self.lender.ports = &self.ports[0]
         self.lender.port_count = FRONTENDS_MAX
-        options = {
-            "record_level": log.record_level,
-            "resume_ns": int(settings["resume_s"] * 1e9),
-            "publisher_keep_ns": int(settings["publisher_keep_s"] * 1e9),
-            "publishers_max": settings["publishers_max"],
-            **shard_options,
-        }
         self.log = log
         self.keeps = log.record_level == RECORDS_DURABLE
         log.open(epoch)
         self.links = [None] * FRONTENDS_MAX
         self.shards = [None] * SHARDS_MAX
         for index in shards:
-            shard = Shard(index, epoch, **options)
+            shard = Shard(
+                index, epoch, record_level=log.record_level, resume_ns=int(settings["resume_s"] * 1e9),
+                publisher_keep_ns=int(settings["publisher_keep_s"] * 1e9), publishers_max=settings["publishers_max"], **shard_options)
             self.shards[index] = shard
             self.shard_of[<int> index] = <PyObject*> shard
             (<Shard> shard).state.store.regions = &self.lender.regions
