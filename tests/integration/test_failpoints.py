@@ -129,7 +129,8 @@ def test_worker_that_dies_at_any_step_loses_doubles_and_disorders_nothing(tmp_pa
         with fastmq.connect(place.url, timeout=30) as mq:
             for worker in range(workers):
                 os.kill(process(mq, "worker", worker)["pid"], signal.SIGKILL)       # from now on each life ends where the list says
-            wait_until(lambda: restarts(mq) == workers + len(lines), timeout=60 + len(lines), what="every step was reached")
+            timeout = 60 + 4 * len(lines)       # who dies again and again is restarted after 2 s
+            wait_until(lambda: restarts(mq) == workers + len(lines), timeout=timeout, what="every step was reached")
             assert script.read_text() == ""
         for load in loads:
             wait_until(load.progressed(300), timeout=60, what="messages flow again")
