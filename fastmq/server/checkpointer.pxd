@@ -1,8 +1,9 @@
 # What a worker does for its log beside appending: extents that shards wish for, and checkpoints, so that the journal stays short.
 #
-# Owns: the checkpoint that is being made. Rules: a checkpoint is made shard after shard, a bounded part in a turn, while everything goes on;
-# it is begun when the journal behind the last one is too long, and begun anew when an extent found no room; messages become cold when those in
-# memory are more than the mark. Runs in workers, without the GIL but for shard T's part.
+# Owns: the checkpoint that is being made, and which shards hide something until the log has it. Rules: a checkpoint is made shard after shard,
+# a bounded part in a turn, while everything goes on; it is begun when the journal behind the last one is too long, and begun anew when an
+# extent found no room; messages become cold when those in memory are more than the mark. Runs in workers, without the GIL but for shard T's
+# part.
 #
 #     idle --journal too long--> shard after shard: snapshot_begin, _step ... -> shard T --> Log.checkpoint --> idle
 from cpython.ref cimport PyObject

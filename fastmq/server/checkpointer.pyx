@@ -106,7 +106,7 @@ cdef class Checkpointer:
     cdef bint turn(self, int64_t now_ns) noexcept nogil:
         cdef bint more = False
         if self.pending:
-            self.log.look()
+            self.log.peek()                                 # what it says to others is for them to hear
             self.take_extents(now_ns)
             self.pending = self.reads != 0 or self.log.extent_pending != 0 or self.log.checkpointing
         if self.active:

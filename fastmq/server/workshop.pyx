@@ -3,9 +3,9 @@
 Owns: the shards of one worker, shard T on worker 0, the log, the worker's end of each link. Rules: a turn reads a bounded number of messages
 from every link, hands each to its shards, collects what they want sent, pumps, and sends: outcomes and deliveries of one session as one
 message each, whatever shards they come from, replies behind the deliveries made before them; while a link is congested nothing is pumped, and
-outcomes grow in place; an outcome that waits for the log leaves when what was submitted with it is durable: those in `flying` of the ports wait
-for one position, those since then in `filling` for the next; no Python object is made in a turn, but for shard T.
-No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, on one thread, without the GIL.
+outcomes grow in place; an outcome that waits for the log leaves, before anything else of a turn, when what was submitted with it is durable:
+those in `flying` of the ports wait for one position, those since then in `filling` for the next; no Python object is made in a turn, but for
+shard T. No clock, no waiting: WorkerLoop and the simulation drive it. Runs in workers, on one thread, without the GIL.
 
     links --read--> handle -> shards --collect--> replies, outcomes, L_UNUSED ...  -> parcels of each front-end --> links --> bells
                               shards --pump-----> deliveries                       /
@@ -73,15 +73,15 @@ cdef class Workshop:
         self.lender = Lender(arena, region_size)
         self.lender.ports = &self.ports[0]
         self.lender.port_count = FRONTENDS_MAX
+        options = {"record_level": log.record_level, "resume_ns": int(settings["resume_s"] * 1e9), "publishers_max": settings["publishers_max"],
+                   "publisher_keep_ns": int(settings["publisher_keep_s"] * 1e9), **shard_options}
         self.log = log
         self.keeps = log.record_level == RECORDS_DURABLE
         log.open(epoch)
         self.links = [None] * FRONTENDS_MAX
         self.shards = [None] * SHARDS_MAX
         for index in shards:
-            shard = Shard(
-                index, epoch, record_level=log.record_level, resume_ns=int(settings["resume_s"] * 1e9),
-                publisher_keep_ns=int(settings["publisher_keep_s"] * 1e9), publishers_max=settings["publishers_max"], **shard_options)
+            shard = Shard(index, epoch, **options)
             self.shards[index] = shard
             self.shard_of[<int> index] = <PyObject*> shard
             (<Shard> shard).state.store.regions = &self.lender.regions
@@ -190,6 +190,7 @@ cdef class Workshop:
             if self.ports[i].link != NULL:
                 (<Link> self.ports[i].link).flush()
         if self.keeps:
+            self.log.look()
             self.hear_log()
         busy = self.read_links()
         while self.touched.count:
@@ -214,7 +215,7 @@ cdef class Workshop:
         return (busy or more or self.touched.count != 0) and not self.failed     # what the log has by now may have touched shards
 
     cdef void send(self) noexcept nogil:
-        """Outcomes behind the deliveries, which somebody is more likely to wait for; then the bells."""
+        """A turn's outcomes behind its deliveries, which somebody is more likely to wait for; then the bells."""
         cdef int i
         self.send_outcomes()
         self.outcomes_wait = self.owes_outcomes()
@@ -361,6 +362,7 @@ cdef class Workshop:
         self.log_is_urgent = False
         self.log_due_ns = 0
         self.fly()
+        self.log.peek()
         self.hear_log()
         return True
 
@@ -379,20 +381,21 @@ cdef class Workshop:
 
     cdef void hear_log(self) noexcept nogil:
         """What the log has by now may leave, and be delivered."""
-        cdef uint64_t durable = self.log.look()
         if self.log.failed:
             self.fail()
             return
         if self.log.full != self.full:
             self.tell_full()
-        if durable == self.durable:
+        if self.log.durable == self.durable:
             return
-        self.durable = durable
+        self.durable = self.log.durable
         self.land()
         if self.filling_waits and self.flying_position <= self.durable:     # they were submitted, but could not fly
             self.log.submit()
             self.fly()
             self.land()
+        if self.failed:
+            return
         self.send()                         # who waits for them waits no longer than he must
         self.checkpointer.show(self.durable)
         if self.desk_waits:
@@ -430,7 +433,7 @@ cdef class Workshop:
     cdef void heed_desk(self):
         """Somebody may wait at the desk for the log."""
         self.desk_waits = self.desk.waits
-        if self.desk_waits:
+        if self.desk_waits and self.log.appended != self.log.submitted:
             self.log_is_urgent = True
 
     cdef bint owes_log(self) noexcept nogil:

@@ -115,6 +115,9 @@ cdef class FileLog(Log):
         if rung != self.rung:
             self.rung = rung
             bell_quiet(self.journal.bell)
+        return self.peek()
+
+    cdef uint64_t peek(self) noexcept nogil:
         self.failed = atomic_load(&self.journal.failed) != 0
         self.full = atomic_load(&self.journal.full) != 0 or atomic_load(&self.extents.full) != 0
         self.durable = atomic_load(&self.journal.durable)

@@ -89,6 +89,7 @@ cdef class Log:
     cdef bint write_here(self) noexcept nogil
     cdef void write_news(self) noexcept nogil
     cdef uint64_t look(self) noexcept nogil
+    cdef uint64_t peek(self) noexcept nogil
     cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil
     cdef bint extent_read(self, uint64_t number) noexcept nogil
     cdef bint extent_next(self, ExtentRead* out) noexcept nogil

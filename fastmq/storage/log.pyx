@@ -51,7 +51,7 @@ cdef class Log:
 
     cdef bint write_here(self) noexcept nogil:
         """As `submit`, but this thread writes and waits for the sync, if the journal thread has nothing to do, the batch is small and the
-        disk has been quick of late; `write_news` is owed. False: it did not, and nothing is submitted."""
+        disk has been quick of late; the bell does not ring for it, and `write_news` is owed. False: it did not, and nothing is submitted."""
         return False
 
     cdef void write_news(self) noexcept nogil:
@@ -64,7 +64,12 @@ cdef class Log:
         pass
 
     cdef uint64_t look(self) noexcept nogil:
-        """Read what the journal thread has said: updates `durable`, `failed` and `full`, and returns `durable`. Never blocks."""
+        """Read what the journal thread has said, and quiet its bell: updates `durable`, `failed`, `full` and the others, and returns `durable`.
+        Never blocks. Who looks acts on all of it before he sleeps."""
+        return self.peek()
+
+    cdef uint64_t peek(self) noexcept nogil:
+        """As `look`, but the bell goes on ringing: for who does not act on all of it."""
         return self.durable
 
     cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil:

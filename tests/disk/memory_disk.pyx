@@ -42,6 +42,7 @@ cdef class MemoryDisk(Files):
     cdef public str failed_call
     cdef public object room             # bytes that files may still grow by
     cdef public dict broken             # call -> the errno that each such call answers
+    cdef public object before           # told the name of each call; it may take its time
     cdef public bint shared             # locks are shared by somebody: nobody gets one alone
     cdef public bint records
     cdef public bint does_sync          # False: a table without fdatasync
@@ -71,6 +72,8 @@ cdef class MemoryDisk(Files):
 
     cdef int fault(self, str call):
         """What the call is to answer instead of doing its work; 0: nothing."""
+        if self.before is not None:
+            self.before(call)
         self.count += 1
         if self.count != self.fail_at:
             return -<int> self.broken.get(call, 0)

@@ -1,6 +1,8 @@
 """server/workshop.pyx with a log whose disk is full, or fails: what is refused, what goes on, and that nobody is told what is not durable."""
 
 import errno
+import select
+import threading
 
 import msgpack
 import pytest
@@ -8,6 +10,8 @@ from disk import disk
 from stand_in import EPOCH, StandIn, make_workshop, record
 from waiting import wait_until
 
+from fastmq.config import Config
+from fastmq.server.workshop import Workshop
 from fastmq.storage.file_log import FileLog
 from fastmq.wire.link import LinkKind
 from fastmq.wire.verbs import Code, Verb
@@ -19,10 +23,10 @@ KEPT, BRIEF = 100, 101              # a durable queue, and one that is not
 class Bench:
     """A worker with one shard, T, and a log of segments of 64 KiB on a disk in memory, and its front-end."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: int) -> None:
         self.disk = disk().MemoryDisk()
         self.log = FileLog("/log", files=self.disk, segment_size=65536)
-        self.workshop = make_workshop(1, self.log, topology=True)
+        self.workshop = Workshop(EPOCH, [0], Config().to_map() | settings, log=self.log, topology=True)
         self.frontend = StandIn(self.workshop)
         self.frontend.declare(0, KEPT)
         self.frontend.declare(0, BRIEF, flags=0)
@@ -64,6 +68,40 @@ def bench():
     made = Bench()
     yield made
     made.log.close()
+
+
+def test_sync_that_ends_in_the_middle_of_a_turn_is_heard_though_the_turn_looks_for_a_checkpoint():
+    bench = Bench(checkpoint_tail_size=1000)
+    bench.disk.shared = True                                    # somebody copies: the checkpoint stays in hand
+    bench.publish(record("q", b"x" * 2000))
+    wait_until(lambda: bench.frontend.turn() is not None and bench.log.checkpointing, what="a checkpoint waits")
+    syncing, sync = threading.Semaphore(0), threading.Semaphore(0)
+    bench.disk.before = lambda call: call == "fdatasync" and (syncing.release(), sync.acquire(timeout=10))
+    bench.frontend.topology(Verb.DECLARE_QUEUE, PUBLISHER, "new", {})
+    bench.frontend.publish(PUBLISHER, 2, [(2, [KEPT], 0, [record("q", b"a")])])
+    bench.frontend.turn()
+    assert syncing.acquire(timeout=10)
+    bench.frontend.publish(PUBLISHER, 2, [(3, [KEPT], 0, [record("q", b"b")])])
+    bench.frontend.turn()
+    told = bench.workshop.desk.durable_up_to
+
+    def tell(position: int) -> None:
+        """The second sync ends while the desk is told of the first."""
+        told(position)
+        sync.release()
+        assert select.select([bench.log.fileno()], [], [], 10)[0]
+
+    bench.workshop.desk.durable_up_to = tell
+    sync.release()
+    last, woken = [], True
+    while not last or last[-1].held[-1][1] < 3:
+        assert woken, "the worker sleeps, and the log has what it waits for"
+        busy = bench.workshop.turn_once(bench.frontend.now_ms * 1_000_000, bench.frontend.now_ms)
+        last += [value for kind, value in bench.frontend.read() if kind == LinkKind.L_OUTCOME]
+        woken = busy or bool(select.select([bench.log.fileno()], [], [], 1)[0])
+    bench.disk.before, bench.disk.shared = None, False
+    sync.release(100)
+    bench.log.close()
 
 
 def transient(body: bytes) -> bytes:
