@@ -67,8 +67,13 @@ def check_stream(came: Sequence[int], sent: int) -> None:
 def tcp_beside(proxy: ZmqProxy, count: int, seconds: float) -> Figures:
     """Ping-pong of two programs without a broker, while the same messages flow through the proxy."""
     producer = side("zmq_stream_producer", port=proxy.ports["push"], different=DIFFERENT, size=SIZE)
-    with together(producer, side("zmq_stream_consumer", port=proxy.ports["pull"])):
-        return tcp_trips(count, seconds)
+    consumer = side("zmq_stream_consumer", port=proxy.ports["pull"])
+    with together(producer, consumer):
+        figures = tcp_trips(count, seconds)
+        came = consumer.finish()["came"]
+    if not came:
+        raise Void("nothing came through the proxy")
+    return {**figures, "large": float(came)}
 
 
 def small_beside_large(stage: Stage) -> dict[str, Run]:
