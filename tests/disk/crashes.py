@@ -127,8 +127,8 @@ class Writer:
         assert position == len(self.entries), (position, len(self.entries))
         self.note("told", position)
 
-    def append(self) -> None:
-        """One turn of a worker: some entries, which it writes itself or submits."""
+    def append(self) -> bool:
+        """One turn of a worker: some entries, which it submits, or writes itself. False: it did, and no bell rings for it."""
         for _ in range(self.rnd.randint(1, 4)):
             size = self.rnd.choice((0, 8, 100, self.rnd.randint(0, self.size_max)))
             if self.rnd.random() < 0.01:
@@ -138,6 +138,9 @@ class Writer:
             assert self.kinds.append(self.log, *entry)
         if self.rnd.random() < 0.5 or not self.kinds.write_here(self.log):
             self.kinds.submit(self.log)
+            return True
+        self.look()
+        return False
 
     def look(self) -> None:
         durable = self.kinds.look(self.log)
