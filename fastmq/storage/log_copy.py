@@ -92,19 +92,37 @@ def copy_log(source: str, destination: str, progress: Progress, wait_s: float = 
     owner = owners[1]
     with share_of(source, wait_s, owners[0]):
         checkpoint = Checkpoint(Files(), source)
-        names = needed_segments(source, checkpoint.position)
-        end = end_of(source, names[-1], checkpoint.position) if names else 0
-        done = 0
+        done = copy_segments(source, destination, checkpoint.position, progress, pauses, owner)
         if checkpoint:
             done += copy_file(source, destination, "checkpoint", [(0, _size(source, "checkpoint"))], progress, pauses, owner)
         if checkpoint.extent_count:
             places = sorted((offset, offset + size) for _, offset, size, _ in checkpoint.places)
             done += copy_file(source, destination, "extents", places, progress, pauses, owner)
-        for name in names:
-            ranges = [(0, end if name == names[-1] else _size(source, name))]
-            done += copy_file(source, destination, name, ranges, progress, pauses, owner)
     _sync(destination, os.O_DIRECTORY)
     return done
+
+
+def copy_segments(source: str, destination: str, position: int, progress: Progress, pauses: bool, owner: Owner | None = None) -> int:
+    """Copy those with what lies behind `position`. Where that is the end of the last one, it is recycled, in the middle of being copied, as soon
+    as another is begun; its name is never used again, so its going is seen, and the others are copied instead."""
+    for _ in range(LIST_TRIES):
+        names = needed_segments(source, position)
+        done = 0
+        try:
+            end = end_of(source, names[-1], position) if names else 0
+            for name in names:
+                ranges = [(0, end if name == names[-1] else _size(source, name))]
+                done += copy_file(source, destination, name, ranges, progress, pauses, owner)
+        except (FileNotFoundError, JournalDamaged):
+            if os.path.exists(os.path.join(source, names[0])):
+                raise
+        else:
+            if not names or os.path.exists(os.path.join(source, names[0])):
+                return done
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(destination, name))
+    raise FastMQError(f"{source}: its segments come and go too fast to be copied; try again later", "busy")
 
 
 def size_of(folder: str) -> int:
@@ -123,12 +141,13 @@ def needed_segments(folder: str, position: int) -> list[str]:
     for _ in range(LIST_TRIES):
         names = segment_names(Files(), folder)
         needed: list[str] = []
-        for name in reversed(names):
-            if needed and int(name[8:], 16) != int(needed[0][8:], 16) - 1:
-                break                           # one came while they were listed, or one is missing
-            needed.insert(0, name)
-            if _first(folder, name) <= position + 1:
-                return needed
+        with contextlib.suppress(FileNotFoundError):    # the oldest that was needed, and another has been begun
+            for name in reversed(names):
+                if needed and int(name[8:], 16) != int(needed[0][8:], 16) - 1:
+                    break                       # one came while they were listed, or one is missing
+                needed.insert(0, name)
+                if _first(folder, name) <= position + 1:
+                    return needed
         if not names:
             return []
     missing = f"journal-{int(needed[0][8:], 16) - 1:016x}"

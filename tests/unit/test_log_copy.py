@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from disk import disk
 from disk.ageing import Ageing
+from waiting import wait_until
 
 from fastmq.errors import FastMQError, JournalDamaged
 from fastmq.storage import log_copy
@@ -63,6 +64,41 @@ def test_each_copy_of_a_log_that_ages_under_it_recovers_with_all_that_was_durabl
     store.close()
     assert trimmed > COPIES // 2
     assert not store.log.failed
+
+
+def put(store: Ageing, size: int) -> None:
+    message, store.next_message = store.next_message, store.next_message + 1
+    store.live[message] = os.urandom(size)
+    entry = 1, b"P" + message.to_bytes(8, "little") + store.live[message]
+    store.entries.append(entry)
+    assert store.kinds.append(store.log, *entry)
+    store.kinds.submit(store.log)
+    store.wait(len(store.entries))
+
+
+def test_segment_that_is_recycled_while_it_is_copied_is_not_needed(tmp_path):
+    """The checkpoint has all of the last segment; another is begun, and the keeper takes it."""
+    entries: list = []
+    store = store_in(tmp_path / "log", entries)
+    put(store, 100)
+    assert store.checkpoint()
+    store.wait_checkpointed(len(entries))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (last,) = needed_segments(str(tmp_path / "log"), len(entries))
+    rolled = []
+
+    def roll(size: int) -> None:
+        if not rolled and (copy / last).exists():
+            put(store, SEGMENT_SIZE)                                    # which does not fit
+            wait_until(lambda: not (tmp_path / "log" / last).exists(), what="the segment is recycled")
+            rolled.append(last)
+
+    copy_log(str(tmp_path / "log"), str(copy), roll)
+    assert rolled and not (copy / last).exists()
+    store.close()
+    assert not examine(str(copy)).cut
+    store_in(copy, entries, 2).close()
 
 
 def test_batch_that_was_half_written_when_it_was_read_is_no_damage(tmp_path, monkeypatch):
