@@ -27,10 +27,11 @@ cdef extern from * nogil:
     /* A large write is a short one, and the disk begins with it at once: without that the sync that follows has everything to do, and where
        the kernel preempts nobody (PREEMPT_NONE) each of the two holds a core for milliseconds. Errors of the disk are the next sync's. */
     #define PIECE_SIZE (1 << 20)
+    #define BEGUN_SIZE (1 << 18)
     static int64_t files_pwrite(void *self, int fd, const uint8_t *data, size_t size, uint64_t offset) {
         ssize_t done = pwrite(fd, data, size < PIECE_SIZE ? size : PIECE_SIZE, (off_t) offset);
         if (done < 0) return -errno;
-        if (done == PIECE_SIZE) sync_file_range(fd, (off_t) offset, done, SYNC_FILE_RANGE_WRITE);
+        if (done >= BEGUN_SIZE) sync_file_range(fd, (off_t) offset, done, SYNC_FILE_RANGE_WRITE);
         return done;
     }
     static int64_t files_pread(void *self, int fd, uint8_t *data, size_t size, uint64_t offset) {

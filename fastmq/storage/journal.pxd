@@ -77,6 +77,7 @@ cdef struct Journal:
     int spare_count
     uint64_t spare_serial       # of the next one
     uint64_t wanted             # the writer wants a spare of this size; 0: none
+    double used                 # share of the segment that was written when it was asked for last
     bint bare                   # and one that is not filled with zeros
     uint64_t trimmed            # entries up to here are not needed
     bint named                  # the segment that is written has its name

@@ -20,7 +20,7 @@ from fastmq.wire.buffer cimport buffer_add, buffer_clear, buffer_extend, buffer_
 
 cdef enum:
     FIRST_SEGMENT_SIZE = 1048576        # of the first segment of each life: a start does not wait for a large one
-    GROWTH = 8                          # how much larger than the one before a segment is, up to the full size
+    GROWTH = 4                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
     WRITE_HERE_MAX = 8192               # bytes of a batch that the worker may write itself
     QUICK_NS = 1000000                  # a sync that took less was quick
@@ -482,6 +482,7 @@ cdef void journal_want(Journal* j, uint64_t size) noexcept nogil:
 cdef void ask_room(Journal* j, uint64_t size) noexcept nogil:
     """Have the next segment made ready, if it is not."""
     pthread_mutex_lock(&j.lock)
+    j.used = <double> j.offset / <double> j.segment.size
     if j.spare_count == 0 and j.wanted == 0:
         journal_want(j, size)
     pthread_mutex_unlock(&j.lock)

@@ -16,7 +16,8 @@ from fastmq.wire.buffer cimport buffer_drop_front
 
 
 cdef enum:
-    ZEROS_SIZE = 1048576
+    ZEROS_SIZE = 262144
+    PAUSE_NS = 2000000                  # between two writes of zeros, while there is time: the journal's syncs wait for what the disk has to do
     FULL_RETRY_NS = 100000000           # without room: how often it is tried again
 
 
@@ -176,7 +177,11 @@ cdef int fill_spare(Journal* j, int fd, uint64_t size) noexcept nogil:
     while at < size and failed == 0:
         failed = write_all(j.files, fd, zeros, <size_t> min(size - at, <uint64_t> ZEROS_SIZE), at)
         at += ZEROS_SIZE
+        pthread_mutex_lock(&j.lock)
         if j.closing and not j.waiting:
             failed = -ECANCELED             # nobody needs it any more
+        elif at < size and not j.waiting and <double> at / <double> size >= 2 * j.used - 0.5:   # there when three quarters are used
+            cond_wait_ns(&j.house, &j.lock, PAUSE_NS)
+        pthread_mutex_unlock(&j.lock)
     free(zeros)
     return failed if failed else j.files.fdatasync(j.files.self, fd)

@@ -103,8 +103,8 @@ def copy_log(source: str, destination: str, progress: Progress, wait_s: float = 
 
 
 def copy_segments(source: str, destination: str, position: int, progress: Progress, pauses: bool, owner: Owner | None = None) -> int:
-    """Copy those with what lies behind `position`. Where that is the end of the last one, it is recycled, in the middle of being copied, as soon
-    as another is begun; its name is never used again, so its going is seen, and the others are copied instead."""
+    """Copy those with what lies behind `position`. Where that is the end of the last one, it is recycled, in the middle of being copied, as
+    soon as another is begun; its name is never used again, so its going is seen, and the others are copied instead."""
     for _ in range(LIST_TRIES):
         names = needed_segments(source, position)
         done = 0
