@@ -24,10 +24,10 @@ cdef extern from * nogil:
         struct stat found;
         return fstat(fd, &found) < 0 ? -errno : (int64_t) found.st_size;
     }
-    /* A large write is a short one, and the disk begins with it at once: without that the sync that follows has everything to do, and where
+    /* A large write is a short one, and the disk begins at once: without that the sync that follows has everything to do, and where
        the kernel preempts nobody (PREEMPT_NONE) each of the two holds a core for milliseconds. Errors of the disk are the next sync's. */
     #define PIECE_SIZE (1 << 20)
-    #define BEGUN_SIZE (1 << 18)
+    #define BEGUN_SIZE (1 << 18)        /* from which on the disk begins at once */
     static int64_t files_pwrite(void *self, int fd, const uint8_t *data, size_t size, uint64_t offset) {
         ssize_t done = pwrite(fd, data, size < PIECE_SIZE ? size : PIECE_SIZE, (off_t) offset);
         if (done < 0) return -errno;

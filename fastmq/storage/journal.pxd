@@ -77,8 +77,8 @@ cdef struct Journal:
     int spare_count
     uint64_t spare_serial       # of the next one
     uint64_t wanted             # the writer wants a spare of this size; 0: none
-    double used                 # share of the segment that was written when it was asked for last
     bint bare                   # and one that is not filled with zeros
+    double used                 # how much of its segment the writer had used when it asked for room last; 1: all
     uint64_t trimmed            # entries up to here are not needed
     bint named                  # the segment that is written has its name
     # the writer's own

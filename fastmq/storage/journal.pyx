@@ -499,6 +499,7 @@ cdef bint take_spare(Journal* j, uint64_t size, Spare* spare) noexcept nogil:
         if j.wanted < size:
             journal_want(j, size)
         j.waiting = True
+        pthread_cond_signal(&j.house)           # no pauses any more
         pthread_cond_wait(&j.room, &j.lock)
         j.waiting = False
     if i >= 0 and j.failure.error == 0:
