@@ -440,12 +440,18 @@ def zmq_proxy(gate: Gate) -> None:
     zmq.proxy(front, back)
 
 
-def zmq_producer(gate: Gate, port: int, count: int, size: int) -> None:
+def zmq_socket(kind: str, port: int) -> Any:
+    """A socket of that kind, connected to the proxy."""
     import zmq
 
-    bodies = payloads(count, size)
-    socket = zmq.Context().socket(zmq.PUSH)
+    socket = zmq.Context().socket(getattr(zmq, kind))
     socket.connect(f"tcp://127.0.0.1:{port}")
+    return socket
+
+
+def zmq_producer(gate: Gate, port: int, count: int, size: int) -> None:
+    bodies = payloads(count, size)
+    socket = zmq_socket("PUSH", port)
     gate.ready()
     for body in bodies:
         socket.send(body, copy=False)
@@ -455,11 +461,8 @@ def zmq_producer(gate: Gate, port: int, count: int, size: int) -> None:
 
 
 def zmq_consumer(gate: Gate, port: int, count: int, size: int) -> None:
-    import zmq
-
     kept = Kept(size)
-    socket = zmq.Context().socket(zmq.PULL)
-    socket.connect(f"tcp://127.0.0.1:{port}")
+    socket = zmq_socket("PULL", port)
     gate.ready()
     for frame in islice(iter(lambda: socket.recv(copy=False), None), count):
         kept.bodies.append(bytes(frame.buffer[:10]))
@@ -471,11 +474,8 @@ def zmq_consumer(gate: Gate, port: int, count: int, size: int) -> None:
 
 def zmq_stream_producer(gate: Gate, port: int, different: int, size: int) -> None:
     """Send the same messages again and again until it is killed."""
-    import zmq
-
     bodies = payloads(different, size)
-    socket = zmq.Context().socket(zmq.PUSH)
-    socket.connect(f"tcp://127.0.0.1:{port}")
+    socket = zmq_socket("PUSH", port)
     gate.ready()
     for body in cycle(bodies):
         socket.send(body, copy=False)
@@ -483,10 +483,7 @@ def zmq_stream_producer(gate: Gate, port: int, different: int, size: int) -> Non
 
 def zmq_stream_consumer(gate: Gate, port: int) -> None:
     """Take what comes until it is told to end; say how many it were."""
-    import zmq
-
-    socket = zmq.Context().socket(zmq.PULL)
-    socket.connect(f"tcp://127.0.0.1:{port}")
+    socket = zmq_socket("PULL", port)
     gate.ready()
     came = 0
     while not gate.ended:

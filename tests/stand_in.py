@@ -162,5 +162,7 @@ class StandIn:
         self.link.send(LinkKind.L_HANDBACK, 0, msgpack.packb(snapshot))
 
 
-def make_workshop(shards: int = 4, log: Log | None = None, epoch: int = EPOCH, **options: Any) -> Workshop:
-    return Workshop(epoch, list(range(shards)), Config().to_map(), log=log or Log(), **options)
+def make_workshop(
+    shards: int = 4, log: Log | None = None, epoch: int = EPOCH, settings: dict[str, Any] | None = None, **options: Any
+) -> Workshop:
+    return Workshop(epoch, list(range(shards)), Config().to_map() | (settings or {}), log=log or Log(), **options)

@@ -10,8 +10,6 @@ from disk import disk
 from stand_in import EPOCH, StandIn, make_workshop, record
 from waiting import wait_until
 
-from fastmq.config import Config
-from fastmq.server.workshop import Workshop
 from fastmq.storage.file_log import FileLog
 from fastmq.wire.link import LinkKind
 from fastmq.wire.verbs import Code, Verb
@@ -26,7 +24,7 @@ class Bench:
     def __init__(self, **settings: int) -> None:
         self.disk = disk().MemoryDisk()
         self.log = FileLog("/log", files=self.disk, segment_size=65536)
-        self.workshop = Workshop(EPOCH, [0], Config().to_map() | settings, log=self.log, topology=True)
+        self.workshop = make_workshop(1, self.log, settings=settings, topology=True)
         self.frontend = StandIn(self.workshop)
         self.frontend.declare(0, KEPT)
         self.frontend.declare(0, BRIEF, flags=0)
