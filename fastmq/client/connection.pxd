@@ -13,9 +13,8 @@ from fastmq.client.posix cimport pollfd, pthread_cond_t, pthread_mutex_lock, pth
 
 
 cdef enum:
-    READ_SIZE = 262144                      # bytes of room for a recv
+    READ_SIZE = 262144                      # bytes of one recv
     READS_MAX = 8                           # recv calls under one lock
-    STEP_SIZE = 131072                      # bytes of one call: a kernel that preempts nobody within one lets others wait for its end
     OUT_KEPT_MAX = 1048576                  # sent bytes above which the rest of `out` is moved to its front
     LINGER_NS = 500000                      # that a batch or settlement may wait for more
     WIDE_NS = 1000000                       # that a publish which found the window full waits at most for more room than its own

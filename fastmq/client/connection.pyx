@@ -61,7 +61,6 @@ cdef class Connection:
             return
         while zmtp_unsent(&self.peer.z):
             part = zmtp_next_part(&self.peer.z, &part_size)
-            part_size = min(part_size, <size_t> STEP_SIZE)
             size = send(self.fd, part, part_size, MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if self.peer.z.attached_size > part_size else 0))
             if size >= 0:
                 zmtp_sent(&self.peer.z, <size_t> size)
@@ -89,7 +88,6 @@ cdef class Connection:
             if self.fd < 0 or self.cut or not self.peer.wants_input():
                 break
             at = zmtp_read_room(&self.peer.z, READ_SIZE, &room)
-            room = min(room, <size_t> STEP_SIZE)
             size = recv(self.fd, at, room, MSG_DONTWAIT) if at != NULL else 0
             if size > 0:
                 heard = True

@@ -10,7 +10,6 @@ from libc.string cimport memcpy, memset
 from fastmq.net.arena cimport arena_let_go
 from fastmq.server.bulk cimport Bulk, BulkJob
 from fastmq.server.gathered cimport BULK_MIN
-from fastmq.server.outlet cimport LARGE_NS
 from fastmq.server.posix cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, SHUT_RDWR,
     SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_change, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read,
@@ -131,9 +130,6 @@ cdef class Connections(Outlet):
                 c.accepted_ns -= ns
                 c.heard_ns -= ns
                 c.pinged_ns -= ns
-                c.large_ns -= min(ns, c.large_ns)
-        self.small_ns -= min(ns, self.small_ns)
-        self.steps_until_ns -= min(ns, self.steps_until_ns)
         self.look_at_ns = 0
 
     def rest(self) -> None:
@@ -478,8 +474,6 @@ cdef class Connections(Outlet):
             else:
                 self.close(c)
                 return False
-        if judged and c.large_ns + LARGE_NS < self.sessions.now_ns:
-            self.heard_small()
         if zmtp_unsent(z):
             self.send_own(c)
         return True
@@ -502,8 +496,9 @@ cdef class Connections(Outlet):
         job.error = 0
         job.heard_ns = 0
         c.reads_bulk = True
+        self.lent += 1
         self.look_for(c)
-        self.lend(c, job)
+        self.bulk.give(job)
         return True
 
     cdef bint has_place(self, Connection* c) noexcept nogil:

@@ -18,11 +18,6 @@ cdef enum:
     SEND_IN_TURN = 2097152              # bytes sent in a turn
     STRAYS_WAITING_MAX = 4096           # frames without a session that wait for connections which take no more,
     STRAYS_OF_ONE_MAX = 64              # and for one of them
-    SMALL_NS = 50000000                 # within which
-    SMALL_MIN = 8                       # reads of small requests let large frames move in short steps as long again,
-    LARGE_NS = 1000000000               # and for so long after a large frame no request of its connection is a small one
-    LITTLE = 65536                      # bytes to hold for a short step: the kernel doubles it, and less than one segment of the loopback
-#                                         device (64 KiB) would be waited for until a timer ends
 
 
 cdef struct Connection:
@@ -46,8 +41,6 @@ cdef struct Connection:
     bint broken                         # nothing can be sent any more; what has come is still read
     bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
     bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends
-    uint64_t large_ns                   # when the bulk thread was given a direction of it last
-    bint steps                          # its socket holds little
     size_t lent_size                    # bytes of memory of the frames that it sends, those in workers' arenas aside
     bint gone                           # closed, as soon as the bulk thread has let go of it
     Placement placed                    # where the record goes that the bulk thread reads; none: into `zmtp`
@@ -62,9 +55,6 @@ cdef class Outlet:
     cdef int room                       # of by_fd
     cdef Bulk bulk
     cdef readonly int lent              # directions of connections that the bulk thread has
-    cdef uint64_t small_ns              # since when small requests are counted
-    cdef int small_count                # reads that brought some since then,
-    cdef uint64_t steps_until_ns        # and until when there were enough of them
     cdef int strays_waiting
     cdef readonly int blocked           # of them, those that take no more
 
@@ -81,7 +71,5 @@ cdef class Outlet:
     cdef void send_stray(self, Frame* f) noexcept nogil
     cdef void drop_stray(self, Connection* c) noexcept nogil
     cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil
-    cdef void heard_small(self) noexcept nogil
-    cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil
     cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil
     cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t
 
 from fastmq.server.bulk cimport BULK_SENT_AT_ONCE
 from fastmq.server.gathered cimport Gathered, gather, is_bulk, size_on_wire
-from fastmq.server.posix cimport EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, SHUT_RDWR, epoll_change, hold_little, send_parts, shutdown
+from fastmq.server.posix cimport EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, SHUT_RDWR, epoll_change, send_parts, shutdown
 from fastmq.server.session cimport address_same, frame_free, session_drop_first, session_take_first
 from fastmq.wire.zmtp cimport ZMTP_KEPT_MAX, zmtp_drop_sent, zmtp_next_part, zmtp_sent, zmtp_unsent
 
@@ -190,26 +190,6 @@ cdef class Outlet:
         job.heard_ns = 0
         c.writes_bulk = True
         c.begun = False
-        self.lend(c, job)
-
-    cdef void heard_small(self) noexcept nogil:
-        """A connection without large frames has brought requests."""
-        cdef uint64_t now = self.sessions.now_ns
-        if now >= self.small_ns + SMALL_NS:
-            self.small_ns = now
-            self.small_count = 0
-        self.small_count += 1
-        if self.small_count >= SMALL_MIN:
-            self.steps_until_ns = now + SMALL_NS
-
-    cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil:
-        """Give the bulk thread a job. While small requests of others come, the socket holds little: then producer, bulk thread and consumer
-        copy a little each and sleep, and the others' clients need not wait for a core until one of them has copied all it has."""
-        cdef bint steps = self.sessions.now_ns < self.steps_until_ns
-        if c.steps != steps:
-            c.steps = steps
-            hold_little(c.address.fd, LITTLE if steps else 0)
-        c.large_ns = self.sessions.now_ns
         self.lent += 1
         self.bulk.give(job)
 

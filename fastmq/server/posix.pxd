@@ -47,25 +47,6 @@ cdef extern from * nogil:
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     }
 
-    static inline int fmq_is_near(int fd) {
-        struct sockaddr_in6 own, other;                                 /* the larger of the two kinds */
-        socklen_t own_size = sizeof own, other_size = sizeof other;
-        if (getsockname(fd, (struct sockaddr *) &own, &own_size) != 0 || getpeername(fd, (struct sockaddr *) &other, &other_size) != 0)
-            return 0;
-        if (own.sin6_family == AF_INET)
-            return ((struct sockaddr_in *) &own)->sin_addr.s_addr == ((struct sockaddr_in *) &other)->sin_addr.s_addr;
-        return own.sin6_family == AF_INET6 && memcmp(&own.sin6_addr, &other.sin6_addr, sizeof own.sin6_addr) == 0;
-    }
-
-    /* Where the system lets go of a size that was set (SO_BUF_LOCK, Linux 5.14): otherwise it would be little for good. */
-    static inline void fmq_hold_little(int fd, int size) {
-        int as_needed = 0;
-        if (!fmq_is_near(fd) || setsockopt(fd, SOL_SOCKET, 72, &as_needed, sizeof as_needed) != 0 || size == 0)
-            return;
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    }
-
     static inline int64_t fmq_user_of(int fd) {
         struct ucred who;
         socklen_t size = sizeof who;
@@ -93,7 +74,6 @@ cdef extern from * nogil:
     int epoll_change "fmq_epoll"(int epoll, int what, int fd, uint32_t number, uint32_t events)
     ssize_t send_parts "fmq_send_parts"(int fd, iovec* parts, int count)
     void set_tcp "fmq_set_tcp"(int fd)
-    void hold_little "fmq_hold_little"(int fd, int size)    # bytes, where its peer is of this machine; 0: what the kernel finds right
     long user_of "fmq_user_of"(int fd)              # the user at the other end of a unix socket; -1: not known
     bint is_readable "fmq_is_readable"(int fd)      # bytes wait to be read
     int unacknowledged "fmq_unacknowledged"(int fd)  # bytes sent that the other end has not taken

@@ -53,12 +53,10 @@ def pong(context: bytes = b"") -> bytes:
 class Client:
     """One connection, and its session after `hello`. It reads whenever time passes, unless `reads` is false."""
 
-    def __init__(self, end: End, handshake: bool = True, source: str = "") -> None:
+    def __init__(self, end: End, handshake: bool = True) -> None:
         self.end = end
         self.socket = socket.socket(end.listener.family)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_SIZE)
-        if source:
-            self.socket.bind((source, 0))
         self.socket.connect(end.address)
         self.socket.setblocking(False)
         self.zmtp = ZmtpPeer(ZmtpRole.ZMTP_DEALER, 2**28)
@@ -201,8 +199,8 @@ class End:
             self.desk.turn()
             self.desk.clear()
 
-    def client(self, hello: bool = True, source: str = "") -> Client:
-        client = Client(self, source=source)
+    def client(self, hello: bool = True) -> Client:
+        client = Client(self)
         if hello:
             client.hello()
         return client

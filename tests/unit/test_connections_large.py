@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
 import random
-import socket
 
 import pytest
 from client_script import frame
@@ -16,7 +13,6 @@ from front_desk import record
 from fastmq.wire.verbs import Verb
 
 SIZES = [17_000, 17_500, 65_000, 66_000, 200_000, BULK_MIN - 100, BULK_MIN, BULK_MIN + 9000, 400_000, MB, 3 * MB, 4 * MB, 4_250_000, 6 * MB]
-SO_BUF_LOCK, RCVBUF_IS_SET = 72, 2      # asm-generic/socket.h, linux/socket.h
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -64,39 +60,6 @@ def test_request_with_a_large_third_frame_is_refused_once_it_has_come(end: End) 
     client.unsent += client.request(Verb.PUBLISH, 1, 1, 1, "", 0, records=b"x")[:-3] + frame(b"x", more=True) + frame(body(MB))
     assert client.take(Verb.ERROR)[4] == "bad-request"
     assert client.is_served()
-
-
-def held_little(client: Client) -> bool:
-    """Whether the front-end has set how much its end of this connection holds to be read; otherwise that grows as the kernel finds right."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as own:
-            if own.getpeername() == client.socket.getsockname():
-                return bool(own.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) & RCVBUF_IS_SET)
-    raise AssertionError("the front-end has no such connection")
-
-
-def test_large_frames_move_in_short_steps_while_small_requests_of_others_come(end: End) -> None:
-    large, far, *others = end.client(), end.client(source="127.0.0.2"), *(end.client() for _ in range(10))
-
-    def held_while_large_comes(client: Client) -> bool:
-        client.publish(record(end.queue, body(MB)))
-        end.taken(1)
-        return held_little(client)
-
-    end.later(1.5)
-    assert not held_while_large_comes(large)
-    assert large.is_served()
-    assert not held_while_large_comes(large), "its own small requests are none of others"
-    assert others[0].is_served()
-    assert not held_while_large_comes(large), "a request now and then changes nothing"
-    for each in others:
-        each.say(Verb.GET, 1000, end.queue)
-    for each in others:
-        each.take(Verb.REPLY, 1000)
-    assert held_while_large_comes(large)
-    assert not held_while_large_comes(far), "the window of a peer on another machine is for the distance"
-    end.later(0.1)
-    assert not held_while_large_comes(large)
 
 
 def begin_large(end: End, client: Client, size: int = 2 * MB) -> bytes:
