@@ -44,6 +44,8 @@ cdef struct Account:
     uint64_t window_bytes
     uint64_t told               # the window as the client was last told: how many it may send in this incarnation
     uint64_t told_bytes
+    uint64_t narrow_bytes       # how many more than those decided the client is told while the window is narrow
+    uint64_t narrow_until_ns
     Buffer held                 # LinkRange[]: decided well since the last account_told, in the order of the answers
     Buffer refused              # LinkRefusal[]: refused since then
     bint due                    # there is something to tell
@@ -99,10 +101,17 @@ cdef inline void account_void(Account* a) noexcept nogil:
     a.telling = False
 
 
-cdef inline void account_told(Account* a, bint keep_held) noexcept nogil:
+cdef inline void account_narrow(Account* a, uint64_t bytes, uint64_t until_ns) noexcept nogil:
+    """For a while the window is to be no more than so many bytes wide; what the client was told already stays."""
+    a.narrow_bytes = bytes
+    a.narrow_until_ns = until_ns
+
+
+cdef inline void account_told(Account* a, bint keep_held, uint64_t now_ns) noexcept nogil:
     """The client is being told what is due (without the ranges in `held`, if they are kept), and the window as it is now."""
+    cdef uint64_t ahead = min(a.window_bytes, a.narrow_bytes) if now_ns < a.narrow_until_ns else a.window_bytes
     a.told = a.decided + a.window
-    a.told_bytes = a.decided_bytes + a.window_bytes
+    a.told_bytes = max(a.told_bytes, a.decided_bytes + ahead)
     a.refused.size = 0
     a.due = keep_held
     if not keep_held:

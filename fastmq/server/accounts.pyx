@@ -3,8 +3,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmq.server.accounts cimport (
-    Account, account_add, account_advance, account_allows, account_answer, account_begin, account_free, account_init, account_open,
-    account_reserve, account_told, account_trim, account_void,
+    Account, account_add, account_advance, account_allows, account_answer, account_begin, account_free, account_init, account_narrow,
+    account_open, account_reserve, account_told, account_trim, account_void,
 )
 from fastmq.wire.link cimport LinkRange, LinkRefusal
 
@@ -37,14 +37,17 @@ cdef class PublishAccount:
         account_answer(&self.account, first, last, worker, code)
         account_advance(&self.account)
 
-    def tell(self) -> tuple[int, list[tuple[int, int]], list[tuple[int, int, int]], int, int]:
+    def narrow(self, uint64_t bytes, uint64_t until_ns) -> None:
+        account_narrow(&self.account, bytes, until_ns)
+
+    def tell(self, uint64_t now_ns=0) -> tuple[int, list[tuple[int, int]], list[tuple[int, int, int]], int, int]:
         """(up_to, ranges, refusals, window, window in bytes), as a CONFIRM would tell it."""
         cdef LinkRange* held = <LinkRange*> self.account.held.data
         cdef LinkRefusal* refused = <LinkRefusal*> self.account.refused.data
         ranges = [(held[i].first, held[i].last) for i in range(self.account.held.size // sizeof(LinkRange))]
         refusals = [
             (refused[i].first, refused[i].last, refused[i].code) for i in range(self.account.refused.size // sizeof(LinkRefusal))]
-        account_told(&self.account, False)
+        account_told(&self.account, False, now_ns)
         return self.account.up_to, ranges, refusals, self.account.told, self.account.told_bytes
 
     def void(self) -> None:

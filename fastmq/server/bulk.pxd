@@ -34,6 +34,7 @@ cdef struct BulkJob:
     Frame* frame                        # to be sent, with those behind it
     Frame* sent                         # those that were
     bint is_read
+    size_t step                         # bytes of one system call, at most
     uint8_t* at                         # where what is read goes
     bint prepare                        # its memory is still to be taken
     size_t left                         # bytes that are still to be read

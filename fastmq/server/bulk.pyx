@@ -200,7 +200,7 @@ cdef class Bulk:
             job.prepare = False
             arena_prepare(job.at, job.left)
         while got < 0:
-            got = recv(job.fd, job.at + job.done, min(job.left, <size_t> BULK_READ_AT_ONCE), MSG_DONTWAIT)
+            got = recv(job.fd, job.at + job.done, min(job.left, job.step), MSG_DONTWAIT)
             if got < 0 and errno != EINTR:
                 job.error = 0 if errno == EAGAIN else errno
                 return job.error != 0
@@ -220,7 +220,7 @@ cdef class Bulk:
         cdef size_t total = 0
         while total < BULK_SENT_AT_ONCE:
             f = job.frame
-            gather(&g, f, BULK_SENT_AT_ONCE - total)
+            gather(&g, f, min(job.step, BULK_SENT_AT_ONCE - total))
             sent = send_parts(job.fd, g.parts, g.count)
             if sent < 0 and errno != EINTR:
                 job.error = 0 if errno == EAGAIN else errno

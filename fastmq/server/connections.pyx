@@ -8,15 +8,17 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from fastmq.net.arena cimport arena_let_go
+from fastmq.server.accounts cimport account_narrow
 from fastmq.server.bulk cimport Bulk, BulkJob
+from fastmq.server.crowd cimport CROWD_AHEAD, CROWD_AHEAD_RECORDS, LARGE_KEPT_NS, crowd_heard, crowd_is_there
 from fastmq.server.gathered cimport BULK_MIN
 from fastmq.server.posix cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, SHUT_RDWR,
-    SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_change, epoll_create1, epoll_wait, fd_of, geteuid, is_readable, monotonic_ns, number_of, read,
-    recv, set_tcp, shutdown, unacknowledged, user_of,
+    SOCK_CLOEXEC, SOCK_NONBLOCK, accept4, epoll_change, epoll_create1, epoll_wait, fd_of, geteuid, is_near, is_readable, monotonic_ns,
+    number_of, read, recv, set_tcp, shutdown, unacknowledged, user_of,
 )
 from fastmq.server.posix cimport close as close_fd
-from fastmq.server.session cimport frames_free
+from fastmq.server.session cimport Session, frames_free
 from fastmq.server.sessions cimport Sessions
 from fastmq.wire.blocks cimport blocks_free, blocks_give
 from fastmq.wire.buffer cimport buffer_init
@@ -123,13 +125,21 @@ cdef class Connections(Outlet):
     def age(self, uint64_t ns) -> None:
         """What has happened on connections was so much longer ago; the next turn looks what that means. For tests, which cannot wait."""
         cdef Connection* c
+        cdef Session* s
         cdef int fd
         for fd in range(self.room):
             c = self.by_fd[fd]
-            if c != NULL:
-                c.accepted_ns -= ns
-                c.heard_ns -= ns
-                c.pinged_ns -= ns
+            if c == NULL:
+                continue
+            c.accepted_ns -= ns
+            c.heard_ns -= ns
+            c.pinged_ns -= ns
+            c.large_ns -= min(ns, c.large_ns)
+            s = self.sessions.find_at(fd)
+            if s != NULL:
+                s.account.narrow_until_ns -= min(ns, s.account.narrow_until_ns)
+        self.crowd.since_ns -= min(ns, self.crowd.since_ns)
+        self.crowd.until_ns -= min(ns, self.crowd.until_ns)
         self.look_at_ns = 0
 
     def rest(self) -> None:
@@ -252,6 +262,7 @@ cdef class Connections(Outlet):
             free(c)
             return False
         set_tcp(fd)
+        c.near = is_near(fd)
         self.next_number += 1
         if self.next_number == 0:
             self.next_number = 1
@@ -474,6 +485,8 @@ cdef class Connections(Outlet):
             else:
                 self.close(c)
                 return False
+        if judged and self.sessions.now_ns >= c.large_ns + LARGE_KEPT_NS:
+            crowd_heard(&self.crowd, self.sessions.now_ns)
         if zmtp_unsent(z):
             self.send_own(c)
         return True
@@ -483,22 +496,22 @@ cdef class Connections(Outlet):
     cdef bint lend_reading(self, Connection* c) noexcept nogil:
         """Let the bulk thread read the rest of a large frame; False: no memory."""
         cdef BulkJob* job = &c.reading
+        cdef Session* s
         job.prepare = False
         if not self.has_place(c):
             job.at = zmtp_shared_room(&c.zmtp, READ_SIZE, &job.left)
             if job.at == NULL:
                 self.sessions.out_of_memory = True
                 return False
-        job.owner = c
-        job.fd = c.address.fd
         job.is_read = True
         job.done = 0
-        job.error = 0
-        job.heard_ns = 0
         c.reads_bulk = True
-        self.lent += 1
         self.look_for(c)
-        self.bulk.give(job)
+        self.lend(c, job)
+        if c.near and crowd_is_there(&self.crowd, self.sessions.now_ns):
+            s = self.sessions.find_at(c.address.fd)
+            if s != NULL:
+                account_narrow(&s.account, max(<size_t> CROWD_AHEAD, CROWD_AHEAD_RECORDS * c.zmtp.wanted), self.crowd.until_ns)
         return True
 
     cdef bint has_place(self, Connection* c) noexcept nogil:

@@ -7,6 +7,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmq.server.bulk cimport Bulk, BulkJob
+from fastmq.server.crowd cimport Crowd
 from fastmq.server.session cimport Address, Frame, Session
 from fastmq.server.sessions cimport Sessions
 from fastmq.server.workers cimport Placement
@@ -39,6 +40,8 @@ cdef struct Connection:
     bint blocked                        # it takes no more
     bint begun                          # a part of its session's first frame has left: nothing else is sent before the rest
     bint broken                         # nothing can be sent any more; what has come is still read
+    bint near                           # its peer is a program on this machine
+    uint64_t large_ns                   # when the bulk thread was lent a direction of it last
     bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
     bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends
     size_t lent_size                    # bytes of memory of the frames that it sends, those in workers' arenas aside
@@ -55,6 +58,7 @@ cdef class Outlet:
     cdef int room                       # of by_fd
     cdef Bulk bulk
     cdef readonly int lent              # directions of connections that the bulk thread has
+    cdef Crowd crowd
     cdef int strays_waiting
     cdef readonly int blocked           # of them, those that take no more
 
@@ -71,5 +75,6 @@ cdef class Outlet:
     cdef void send_stray(self, Frame* f) noexcept nogil
     cdef void drop_stray(self, Connection* c) noexcept nogil
     cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil
+    cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil
     cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil
     cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil

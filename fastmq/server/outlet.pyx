@@ -2,7 +2,8 @@
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 
-from fastmq.server.bulk cimport BULK_SENT_AT_ONCE
+from fastmq.server.bulk cimport BULK_READ_AT_ONCE, BULK_SENT_AT_ONCE
+from fastmq.server.crowd cimport CROWD_STEP, crowd_is_there
 from fastmq.server.gathered cimport Gathered, gather, is_bulk, size_on_wire
 from fastmq.server.posix cimport EPOLL_CTL_MOD, EPOLLIN, EPOLLOUT, SHUT_RDWR, epoll_change, send_parts, shutdown
 from fastmq.server.session cimport address_same, frame_free, session_drop_first, session_take_first
@@ -167,6 +168,18 @@ cdef class Outlet:
             self.send_own(c)
         return True
 
+    cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil:
+        """Let the bulk thread have a direction of a connection."""
+        cdef uint64_t now_ns = self.sessions.now_ns
+        job.step = CROWD_STEP if crowd_is_there(&self.crowd, now_ns) else BULK_SENT_AT_ONCE if not job.is_read else BULK_READ_AT_ONCE
+        job.owner = c
+        job.fd = c.address.fd
+        job.error = 0
+        job.heard_ns = 0
+        c.large_ns = now_ns
+        self.lent += 1
+        self.bulk.give(job)
+
     cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil:
         cdef Frame* f = session_take_first(s)
         c.lent_size += f.records_size if f.borrowed == NULL else 0
@@ -184,14 +197,9 @@ cdef class Outlet:
             size += size_on_wire(last)
         job.sent = NULL
         job.is_read = False
-        job.owner = c
-        job.fd = c.address.fd
-        job.error = 0
-        job.heard_ns = 0
         c.writes_bulk = True
         c.begun = False
-        self.lent += 1
-        self.bulk.give(job)
+        self.lend(c, job)
 
     cdef void writable(self, Connection* c) noexcept nogil:
         """It takes something again."""

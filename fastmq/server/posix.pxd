@@ -47,6 +47,19 @@ cdef extern from * nogil:
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     }
 
+    /* Both ends are on this machine: a unix socket, or TCP from an address to itself. */
+    static inline int fmq_is_near(int fd) {
+        struct sockaddr_storage own, other;
+        socklen_t own_size = sizeof own, other_size = sizeof other;
+        if (getsockname(fd, (struct sockaddr *) &own, &own_size) != 0 || getpeername(fd, (struct sockaddr *) &other, &other_size) != 0)
+            return 0;
+        if (own.ss_family == AF_INET)
+            return ((struct sockaddr_in *) &own)->sin_addr.s_addr == ((struct sockaddr_in *) &other)->sin_addr.s_addr;
+        if (own.ss_family == AF_INET6)
+            return memcmp(&((struct sockaddr_in6 *) &own)->sin6_addr, &((struct sockaddr_in6 *) &other)->sin6_addr, 16) == 0;
+        return own.ss_family == AF_UNIX;
+    }
+
     static inline int64_t fmq_user_of(int fd) {
         struct ucred who;
         socklen_t size = sizeof who;
@@ -74,6 +87,7 @@ cdef extern from * nogil:
     int epoll_change "fmq_epoll"(int epoll, int what, int fd, uint32_t number, uint32_t events)
     ssize_t send_parts "fmq_send_parts"(int fd, iovec* parts, int count)
     void set_tcp "fmq_set_tcp"(int fd)
+    bint is_near "fmq_is_near"(int fd)              # both its ends are on this machine
     long user_of "fmq_user_of"(int fd)              # the user at the other end of a unix socket; -1: not known
     bint is_readable "fmq_is_readable"(int fd)      # bytes wait to be read
     int unacknowledged "fmq_unacknowledged"(int fd)  # bytes sent that the other end has not taken

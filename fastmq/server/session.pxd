@@ -350,7 +350,7 @@ cdef inline bint session_confirm(Session* s, const CodeText* codes, uint64_t now
         mp_uint(&header, refused[i].last)
         mp_str(&header, text.code, text.code_size)
         mp_str(&header, text.text, text.text_size)
-    account_told(a, postponed)
+    account_told(a, postponed, now_ns)
     mp_uint(&header, a.told)
     mp_uint(&header, a.told_bytes)
     s.told_up_to = a.up_to

@@ -53,10 +53,12 @@ def pong(context: bytes = b"") -> bytes:
 class Client:
     """One connection, and its session after `hello`. It reads whenever time passes, unless `reads` is false."""
 
-    def __init__(self, end: End, handshake: bool = True) -> None:
+    def __init__(self, end: End, handshake: bool = True, source: str = "") -> None:
         self.end = end
         self.socket = socket.socket(end.listener.family)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_SIZE)
+        if source:
+            self.socket.bind((source, 0))
         self.socket.connect(end.address)
         self.socket.setblocking(False)
         self.zmtp = ZmtpPeer(ZmtpRole.ZMTP_DEALER, 2**28)
@@ -66,6 +68,7 @@ class Client:
         self.heard = b""                                                # the last bytes that came
         self.answers: list[list[Any]] = []                              # [verb, public half, incarnation, fields..., records]
         self.session, self.incarnation, self.sequence, self.numbers = b"", 0, 0, 0
+        self.told_bytes = self.decided_bytes = 0                        # the window, as a test has seen it
         end.clients.append(self)
 
     @property
@@ -175,8 +178,10 @@ class Client:
 class End:
     """The front-end's end. Nothing happens but in `pump`. A queue is on worker 1."""
 
-    def __init__(self, room_max: int = 100, attach: bool = True, region_size: int = 2**22, unix: bool = False) -> None:
-        settings = {"publish_window_bytes": 2**30}
+    def __init__(
+        self, room_max: int = 100, attach: bool = True, region_size: int = 2**22, unix: bool = False, window_bytes: int = 2**30
+    ) -> None:
+        settings = {"publish_window_bytes": window_bytes}
         self.desk = Desk(attach=attach, settings=settings, region_size=region_size, ring_size=2**20)
         self.sessions = self.desk.sessions
         self.listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)
@@ -199,8 +204,8 @@ class End:
             self.desk.turn()
             self.desk.clear()
 
-    def client(self, hello: bool = True) -> Client:
-        client = Client(self)
+    def client(self, hello: bool = True, source: str = "") -> Client:
+        client = Client(self, source=source)
         if hello:
             client.hello()
         return client

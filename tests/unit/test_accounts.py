@@ -7,10 +7,11 @@ from fastmq.server.accounts import PublishAccount
 
 
 class Oracle:
-    """The same in plain Python: each publish with the workers that still have to answer."""
+    """The same in plain Python: each publish with the workers that still have to answer, and the window when it is narrow."""
 
     def __init__(self, window, window_bytes):
         self.window, self.window_bytes = window, window_bytes
+        self.narrow_bytes = self.narrow_until = 0
         self.void()
 
     def void(self):
@@ -61,6 +62,7 @@ steps = st.lists(
         st.tuples(st.just("add"), st.integers(1, 12), st.integers(0, 3), st.integers(0, 7), st.integers(0, 3), st.integers(1, 50)),
         st.tuples(st.just("answer"), st.integers(-30, 2), st.integers(0, 30), st.sampled_from([1, 2, 4]), st.sampled_from([0, 0, 0, 9])),
         st.tuples(st.just("tell")),
+        st.tuples(st.just("narrow"), st.integers(1, 500), st.integers(1, 20)),
         st.tuples(st.just("trim")),
         st.tuples(st.just("void")),
     ),
@@ -74,7 +76,7 @@ def test_account_agrees_with_its_oracle(actions):
     account, oracle = PublishAccount(8, 400), Oracle(8, 400)
     next_seq = 1
     told = (8, 400)
-    for kind, *values in actions:
+    for now, (kind, *values) in enumerate(actions):
         if kind == "add":
             count, gap, workers, code, size = values
             first = next_seq + gap
@@ -93,12 +95,17 @@ def test_account_agrees_with_its_oracle(actions):
             account.answer(first, first + length, worker, code)
             oracle.answer(first, first + length, worker, code)
         elif kind == "tell":
-            up_to, ranges, refusals, *told = account.tell()
+            told_bytes = told[1]
+            up_to, ranges, refusals, *told = account.tell(now)
             assert up_to == oracle.up_to
             assert {seq for first, last in ranges for seq in range(first, last + 1)} == oracle.held
             assert {seq: code for first, last, code in refusals for seq in range(first, last + 1)} == oracle.refused
-            assert told == [oracle.decided + 8, oracle.decided_bytes + 400]
+            ahead = min(400, oracle.narrow_bytes) if now < oracle.narrow_until else 400
+            assert told == [oracle.decided + 8, max(told_bytes, oracle.decided_bytes + ahead)]
             oracle.held, oracle.refused = set(), {}
+        elif kind == "narrow":
+            oracle.narrow_bytes, oracle.narrow_until = values[0], now + values[1]
+            account.narrow(oracle.narrow_bytes, oracle.narrow_until)
         elif kind == "trim":
             account.trim()
         else:

@@ -7,11 +7,12 @@ import random
 
 import pytest
 from client_script import frame
-from connected import BULK_MIN, MB, Client, End, body, mappings
+from connected import BULK_MIN, MB, Client, End, body, mappings, opened
 from front_desk import record
 
 from fastmq.wire.verbs import Verb
 
+WINDOW_BYTES = 6 * MB
 SIZES = [17_000, 17_500, 65_000, 66_000, 200_000, BULK_MIN - 100, BULK_MIN, BULK_MIN + 9000, 400_000, MB, 3 * MB, 4 * MB, 4_250_000, 6 * MB]
 
 
@@ -60,6 +61,50 @@ def test_request_with_a_large_third_frame_is_refused_once_it_has_come(end: End) 
     client.unsent += client.request(Verb.PUBLISH, 1, 1, 1, "", 0, records=b"x")[:-3] + frame(b"x", more=True) + frame(body(MB))
     assert client.take(Verb.ERROR)[4] == "bad-request"
     assert client.is_served()
+
+
+def ahead(client: Client, size: int = MB) -> int:
+    """How many bytes beyond those that are decided the client may send, once it has published enough for that to follow what it was told."""
+    end = client.end
+    for _ in range(min(WINDOW_BYTES // size + 1, 40)):
+        sequence = client.publish(record(end.queue, body(size)))
+        end.taken(1)
+        end.desk.outcome(1, client.sid, held=[(sequence, sequence)])
+        *_, window_bytes = client.take(Verb.CONFIRM)
+        assert window_bytes >= client.told_bytes, "a window never goes back"
+        client.told_bytes = window_bytes
+        client.decided_bytes += len(record(end.queue, body(size)))
+    return client.told_bytes - client.decided_bytes
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_window_of_a_publisher_of_large_records_is_narrow_while_small_requests_of_others_come(unix: bool) -> None:
+    with opened(window_bytes=WINDOW_BYTES, unix=unix) as end:
+        large, other = end.client(), end.client()
+
+        def crowd() -> None:
+            for _ in range(20):
+                assert other.is_served()
+
+        end.later(2)
+        assert ahead(large) == WINDOW_BYTES
+        assert all(large.is_served() for _ in range(20))
+        assert ahead(large) == WINDOW_BYTES, "its own small requests are nobody's company"
+        assert other.is_served()
+        assert ahead(large) == WINDOW_BYTES, "one request is no crowd"
+        crowd()
+        assert 2 * MB <= ahead(large) < 2.1 * MB
+        crowd()
+        assert 4 * MB <= ahead(large, 2 * MB) < 4.1 * MB, "two of them may always be on their way"
+        crowd()
+        assert ahead(large, 200_000) == 2 * MB
+        end.later(2)
+        assert ahead(large) == WINDOW_BYTES
+        crowd()
+        assert ahead(other, 1000) == WINDOW_BYTES, "who publishes small ones has all of it"
+        if not unix:
+            crowd()
+            assert ahead(end.client(source="127.0.0.2")) == WINDOW_BYTES, "that of a peer elsewhere is for the distance"
 
 
 def begin_large(end: End, client: Client, size: int = 2 * MB) -> bytes:
