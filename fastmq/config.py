@@ -53,6 +53,9 @@ class Config:
     )
     publish_window_messages: int = _setting(16384, "publishes of one session that may be without an outcome", low=1, high=65535)
     publish_window_bytes: int = _setting(16 * 2**20, "bytes of publishes of one session that may be without an outcome", low=1, high=2**32)
+    publish_window_narrow_bytes: int = _setting(
+        2 * 2**20, "bytes, or two messages where that is more, that a publisher of messages over 128 KiB on this machine may have on their way "
+        "while small requests of others come; as many as publish_window_bytes: it is never held back", low=1, high=2**32)
     consume_window_bytes: int = _setting(64 * 2**20, "bytes that may be outstanding at one consumer", low=1, high=2**40)
     resume_s: float = _setting(30.0, "how long the exclusive queues of a vanished client are kept", low=0, high=86400)
     publisher_keep_s: float = _setting(3600.0, "how long a shard remembers what a publisher sent last", low=1, high=10**7)

@@ -63,7 +63,8 @@ cdef class ClientBase:
         What becomes of it is known after `flush`, which raises PublishError for what was refused. `body` is bytes (64 KiB and more
         are kept until the outcome, not copied), or bytes-like: copied.
         With `mandatory` it is refused when no queue takes it. While the window is full this waits, for at most `timeout` seconds
-        (None: as long as the broker is there). Raises TimedOut, ConnectionFailed, Closed or BadArgument: then nothing was published; and
+        (None: as long as the broker is there); how much fits is the broker's to say, and less of large messages while it is busy
+        with others. Raises TimedOut, ConnectionFailed, Closed or BadArgument: then nothing was published; and
         PublishError, nothing published either, when 10,000 failures of earlier messages were never asked for by `flush`.
         """
         cdef Py_ssize_t key_size, exchange_size

@@ -44,8 +44,8 @@ cdef struct Account:
     uint64_t window_bytes
     uint64_t told               # the window as the client was last told: how many it may send in this incarnation
     uint64_t told_bytes
-    uint64_t narrow_bytes       # how many more than those decided the client is told while the window is narrow
-    uint64_t narrow_until_ns
+    uint64_t narrow_bytes       # how many more than have come it may send while the window is narrow
+    uint64_t narrow_until_ns    # 0: it is not, nor was it when the client was last told
     Buffer held                 # LinkRange[]: decided well since the last account_told, in the order of the answers
     Buffer refused              # LinkRefusal[]: refused since then
     bint due                    # there is something to tell
@@ -101,17 +101,36 @@ cdef inline void account_void(Account* a) noexcept nogil:
     a.telling = False
 
 
-cdef inline void account_narrow(Account* a, uint64_t bytes, uint64_t until_ns) noexcept nogil:
-    """For a while the window is to be no more than so many bytes wide; what the client was told already stays."""
-    a.narrow_bytes = bytes
+cdef inline void account_narrow(Account* a, uint64_t bytes, uint64_t now_ns, uint64_t until_ns) noexcept nogil:
+    """Until then the client is let send only so many bytes more than have come, so that little is on its way. What it was told stays, and so
+    does the most that was asked for while the window is narrow."""
+    a.narrow_bytes = max(bytes, a.narrow_bytes) if now_ns < a.narrow_until_ns else bytes
     a.narrow_until_ns = until_ns
+
+
+cdef inline uint64_t account_reach(const Account* a, uint64_t now_ns) noexcept nogil:
+    """How many bytes the client may send in all, were it told now."""
+    cdef uint64_t reach = a.decided_bytes + a.window_bytes
+    if now_ns < a.narrow_until_ns:
+        reach = min(reach, a.bytes + a.narrow_bytes)
+    return max(reach, a.told_bytes)
+
+
+cdef inline void account_came(Account* a, uint64_t now_ns) noexcept nogil:
+    """Publishes have come: where the window is narrow the client may hear of more room before there are outcomes, and when it is so no more."""
+    cdef bint narrow = now_ns < a.narrow_until_ns
+    if a.narrow_until_ns == 0:
+        return
+    if (not narrow or a.told_bytes < a.bytes + a.narrow_bytes * 3 // 4) and account_reach(a, now_ns) > a.told_bytes:
+        a.due = True
+    if not narrow:
+        a.narrow_until_ns = 0
 
 
 cdef inline void account_told(Account* a, bint keep_held, uint64_t now_ns) noexcept nogil:
     """The client is being told what is due (without the ranges in `held`, if they are kept), and the window as it is now."""
-    cdef uint64_t ahead = min(a.window_bytes, a.narrow_bytes) if now_ns < a.narrow_until_ns else a.window_bytes
     a.told = a.decided + a.window
-    a.told_bytes = max(a.told_bytes, a.decided_bytes + ahead)
+    a.told_bytes = account_reach(a, now_ns)
     a.refused.size = 0
     a.due = keep_held
     if not keep_held:

@@ -3,8 +3,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmq.server.accounts cimport (
-    Account, account_add, account_advance, account_allows, account_answer, account_begin, account_free, account_init, account_narrow,
-    account_open, account_reserve, account_told, account_trim, account_void,
+    Account, account_add, account_advance, account_allows, account_answer, account_begin, account_came, account_free, account_init,
+    account_narrow, account_open, account_reserve, account_told, account_trim, account_void,
 )
 from fastmq.wire.link cimport LinkRange, LinkRefusal
 
@@ -37,8 +37,13 @@ cdef class PublishAccount:
         account_answer(&self.account, first, last, worker, code)
         account_advance(&self.account)
 
-    def narrow(self, uint64_t bytes, uint64_t until_ns) -> None:
-        account_narrow(&self.account, bytes, until_ns)
+    def narrow(self, uint64_t bytes, uint64_t now_ns, uint64_t until_ns) -> None:
+        account_narrow(&self.account, bytes, now_ns, until_ns)
+
+    def came(self, uint64_t now_ns) -> bool:
+        """Whether there is something to tell."""
+        account_came(&self.account, now_ns)
+        return self.account.due
 
     def tell(self, uint64_t now_ns=0) -> tuple[int, list[tuple[int, int]], list[tuple[int, int, int]], int, int]:
         """(up_to, ranges, refusals, window, window in bytes), as a CONFIRM would tell it."""

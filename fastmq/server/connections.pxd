@@ -46,6 +46,9 @@ cdef class Connections(Outlet):
     cdef int listener_count
     cdef uint64_t refused_until_ns      # nobody is accepted before; 0: they are
     cdef int room_max                   # connections, at most
+    cdef size_t narrow_bytes            # that a publisher of large records may have on its way while there is a crowd, at least
+    cdef bint holds_back                # it is held back at all
+    cdef uint64_t judged                # requests, so far
     cdef Blocks blocks
     cdef Connection* first              # those to be read, in turn
     cdef Connection* last
@@ -82,4 +85,5 @@ cdef class Connections(Outlet):
     cdef bint has_place(self, Connection* c) noexcept nogil
     cdef void heard_bulk(self, Connection* c) noexcept nogil
     cdef bint read_connection(self, Connection* c, size_t* size) noexcept nogil
+    cdef void heard_small(self, Connection* c, size_t size) noexcept nogil
     cdef bint judge(self, Connection* c) noexcept nogil

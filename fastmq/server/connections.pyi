@@ -13,6 +13,7 @@ class Connections:
     lent: int
     accepted: int
     accept_failed: int
+    held_back: int
     shed: int
 
     def __init__(self, sessions: Sessions, listeners: list[tuple[socket.socket, bool]], room_max: int) -> None: ...

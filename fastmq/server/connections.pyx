@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from fastmq.net.arena cimport arena_let_go
 from fastmq.server.accounts cimport account_narrow
 from fastmq.server.bulk cimport Bulk, BulkJob
-from fastmq.server.crowd cimport CROWD_AHEAD, CROWD_AHEAD_RECORDS, LARGE_KEPT_NS, crowd_heard, crowd_is_there
+from fastmq.server.crowd cimport CROWD_RECORDS, CROWD_SIZE_MAX, LARGE_KEPT_NS, crowd_heard, crowd_is_there
 from fastmq.server.gathered cimport BULK_MIN
 from fastmq.server.posix cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, SHUT_RDWR,
@@ -46,6 +46,8 @@ cdef class Connections(Outlet):
         self.control = -1
         self.next_number = 1
         self.room_max = room_max
+        self.narrow_bytes = sessions.config.publish_window_narrow_bytes
+        self.holds_back = self.narrow_bytes < sessions.config.publish_window_bytes
         self.bulk = Bulk()
         epoll_change(self.epoll, EPOLL_CTL_ADD, self.bulk.done_bell, 0, EPOLLIN)
         self._bells = []
@@ -414,6 +416,7 @@ cdef class Connections(Outlet):
         cdef uint8_t* at
         cdef size_t room, total = 0
         cdef ssize_t got
+        cdef uint64_t judged = self.judged
         if c.reads_bulk:
             return False
         if c.more:
@@ -445,10 +448,19 @@ cdef class Connections(Outlet):
         size[0] += total
         if c.more or c.paused or c.reads_bulk:
             return c.more and not c.paused
+        if self.judged != judged:
+            self.heard_small(c, total)
         if total >= READ_AT_ONCE:
             return True
         zmtp_rest(&c.zmtp)
         return False
+
+    cdef void heard_small(self, Connection* c, size_t size) noexcept nogil:
+        """Requests of so many bytes have come over a connection in this turn."""
+        cdef uint64_t now_ns = self.sessions.now_ns
+        if (0 < size <= CROWD_SIZE_MAX and now_ns >= c.large_ns + LARGE_KEPT_NS and not c.writes_bulk and self.holds_back
+                and self.sessions.find_at(c.address.fd) != NULL):
+            crowd_heard(&self.crowd, c.address.number, now_ns)
 
     cdef bint judge(self, Connection* c) noexcept nogil:
         """Judge the whole requests that have come, some of them where there are many; False: the connection is closed."""
@@ -485,8 +497,7 @@ cdef class Connections(Outlet):
             else:
                 self.close(c)
                 return False
-        if judged and self.sessions.now_ns >= c.large_ns + LARGE_KEPT_NS:
-            crowd_heard(&self.crowd, self.sessions.now_ns)
+        self.judged += judged
         if zmtp_unsent(z):
             self.send_own(c)
         return True
@@ -508,10 +519,10 @@ cdef class Connections(Outlet):
         c.reads_bulk = True
         self.look_for(c)
         self.lend(c, job)
-        if c.near and crowd_is_there(&self.crowd, self.sessions.now_ns):
+        if c.near and crowd_is_there(&self.crowd, c.address.number, self.sessions.now_ns):
             s = self.sessions.find_at(c.address.fd)
             if s != NULL:
-                account_narrow(&s.account, max(<size_t> CROWD_AHEAD, CROWD_AHEAD_RECORDS * c.zmtp.wanted), self.crowd.until_ns)
+                account_narrow(&s.account, max(self.narrow_bytes, CROWD_RECORDS * c.zmtp.wanted), self.sessions.now_ns, self.crowd.until_ns)
         return True
 
     cdef bint has_place(self, Connection* c) noexcept nogil:
@@ -553,6 +564,7 @@ cdef class Connections(Outlet):
         while job != NULL:
             following = job.next
             c = <Connection*> job.owner
+            c.large_ns = self.sessions.now_ns
             self.lent -= 1
             if not job.is_read:
                 c.writes_bulk = False

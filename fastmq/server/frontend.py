@@ -229,7 +229,7 @@ class Frontend:
 
     def _counters(self) -> dict[str, int]:
         c = self._connections
-        return {"connections": c.accepted, "connections_failed": c.accept_failed, "connections_shed": c.shed}
+        return {"connections": c.accepted, "connections_failed": c.accept_failed, "connections_shed": c.shed, "large_held_back": c.held_back}
 
     def _watch_descriptors(self) -> None:
         """Say so when connections cannot be accepted, for want of descriptors as a rule; those who come meanwhile wait."""

@@ -41,7 +41,7 @@ cdef struct Connection:
     bint begun                          # a part of its session's first frame has left: nothing else is sent before the rest
     bint broken                         # nothing can be sent any more; what has come is still read
     bint near                           # its peer is a program on this machine
-    uint64_t large_ns                   # when the bulk thread was lent a direction of it last
+    uint64_t large_ns                   # when the bulk thread was lent, or gave back, a direction of it last
     bint reads_bulk                     # the bulk thread has `reading`, and nobody else reads
     bint writes_bulk                    # the bulk thread has `writing`, and nobody else sends
     size_t lent_size                    # bytes of memory of the frames that it sends, those in workers' arenas aside
@@ -59,6 +59,7 @@ cdef class Outlet:
     cdef Bulk bulk
     cdef readonly int lent              # directions of connections that the bulk thread has
     cdef Crowd crowd
+    cdef readonly uint64_t held_back    # large frames that moved in small steps because of it, so far
     cdef int strays_waiting
     cdef readonly int blocked           # of them, those that take no more
 

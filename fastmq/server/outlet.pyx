@@ -171,7 +171,10 @@ cdef class Outlet:
     cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil:
         """Let the bulk thread have a direction of a connection."""
         cdef uint64_t now_ns = self.sessions.now_ns
-        job.step = CROWD_STEP if crowd_is_there(&self.crowd, now_ns) else BULK_SENT_AT_ONCE if not job.is_read else BULK_READ_AT_ONCE
+        job.step = BULK_READ_AT_ONCE if job.is_read else BULK_SENT_AT_ONCE
+        if crowd_is_there(&self.crowd, c.address.number, now_ns):
+            job.step = CROWD_STEP
+            self.held_back += 1
         job.owner = c
         job.fd = c.address.fd
         job.error = 0

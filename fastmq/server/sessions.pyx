@@ -22,6 +22,7 @@ from fastmq.server.publishing cimport (
     PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
     PublishRequest,
 )
+from fastmq.server.accounts cimport account_came
 from fastmq.server.session cimport Address, address_same, session_deliver, session_deliver_borrowed
 from fastmq.server.settling cimport SETTLE_BAD, SETTLE_DONE, SETTLE_NO_MEMORY, SETTLE_TOO_LARGE
 from fastmq.server.workers cimport Workers, padded
@@ -208,6 +209,7 @@ cdef class Sessions(Membership):
             self.refuse_frames(s, source, frames, 0)
             return
         result = self.publishing.publish(s, &p, records, records_size)
+        account_came(&s.account, self.now_ns)
         if result != PUBLISH_DONE:
             self.refuse_publish(s, source, result)
         elif s.account.due:

@@ -68,7 +68,7 @@ class Client:
         self.heard = b""                                                # the last bytes that came
         self.answers: list[list[Any]] = []                              # [verb, public half, incarnation, fields..., records]
         self.session, self.incarnation, self.sequence, self.numbers = b"", 0, 0, 0
-        self.told_bytes = self.decided_bytes = 0                        # the window, as a test has seen it
+        self.told_bytes = self.sent_bytes = 0                           # of its window, as a test has counted
         end.clients.append(self)
 
     @property
@@ -179,9 +179,10 @@ class End:
     """The front-end's end. Nothing happens but in `pump`. A queue is on worker 1."""
 
     def __init__(
-        self, room_max: int = 100, attach: bool = True, region_size: int = 2**22, unix: bool = False, window_bytes: int = 2**30
+        self, room_max: int = 100, attach: bool = True, region_size: int = 2**22, unix: bool = False, window_bytes: int = 2**30,
+        narrow_bytes: int = 2 * MB,
     ) -> None:
-        settings = {"publish_window_bytes": window_bytes}
+        settings = {"publish_window_bytes": window_bytes, "publish_window_narrow_bytes": narrow_bytes}
         self.desk = Desk(attach=attach, settings=settings, region_size=region_size, ring_size=2**20)
         self.sessions = self.desk.sessions
         self.listener = socket.socket(socket.AF_UNIX if unix else socket.AF_INET)

@@ -12,14 +12,28 @@ class Oracle:
     def __init__(self, window, window_bytes):
         self.window, self.window_bytes = window, window_bytes
         self.narrow_bytes = self.narrow_until = 0
+        self.was_narrow = False
         self.void()
 
     def void(self):
         self.open, self.sizes, self.sent, self.last, self.floor = {}, {}, 0, 0, 1
         self.bytes = self.decided = self.decided_bytes = 0
-        self.held, self.refused = set(), {}
+        self.held, self.refused, self.due = set(), {}, False
+
+    def reach(self, now):
+        """How many bytes may be sent in all, but for what was told before."""
+        wide = self.decided_bytes + self.window_bytes
+        return min(wide, self.bytes + self.narrow_bytes) if now < self.narrow_until else wide
+
+    def came(self, now, told_bytes):
+        narrow = now < self.narrow_until
+        if self.was_narrow and self.reach(now) > told_bytes and (not narrow or told_bytes < self.bytes + self.narrow_bytes * 3 // 4):
+            self.due = True
+        self.was_narrow = self.was_narrow and narrow
+        return self.due
 
     def decide(self, seq, code):
+        self.due = True
         self.decided += 1
         self.decided_bytes += self.sizes[seq]
         if code:
@@ -84,11 +98,12 @@ def test_account_agrees_with_its_oracle(actions):
             for i in range(count):
                 allowed = account.allows(i, size * (i + 1))
                 in_window = oracle.sent + i < told[0] and oracle.bytes + size * (i + 1) <= told[1]
-                assert allowed == (in_window or (i == 0 and not oracle.open and not oracle.held and not oracle.refused))
+                assert allowed == (in_window or (i == 0 and not oracle.open and not oracle.due))
                 entries.append((first + i, size, workers if allowed else 0, code if allowed and not workers else 0 if allowed else 8))
             next_seq = first + count
             account.add(first, entries)
             oracle.add(first, entries)
+            assert account.came(now) == oracle.came(now, told[1])
         elif kind == "answer":
             back, length, worker, code = values
             first = max(1, next_seq + back)
@@ -100,12 +115,12 @@ def test_account_agrees_with_its_oracle(actions):
             assert up_to == oracle.up_to
             assert {seq for first, last in ranges for seq in range(first, last + 1)} == oracle.held
             assert {seq: code for first, last, code in refusals for seq in range(first, last + 1)} == oracle.refused
-            ahead = min(400, oracle.narrow_bytes) if now < oracle.narrow_until else 400
-            assert told == [oracle.decided + 8, max(told_bytes, oracle.decided_bytes + ahead)]
-            oracle.held, oracle.refused = set(), {}
+            assert told == [oracle.decided + 8, max(told_bytes, oracle.reach(now))]
+            oracle.held, oracle.refused, oracle.due = set(), {}, False
         elif kind == "narrow":
-            oracle.narrow_bytes, oracle.narrow_until = values[0], now + values[1]
-            account.narrow(oracle.narrow_bytes, oracle.narrow_until)
+            oracle.narrow_bytes = max(values[0], oracle.narrow_bytes) if now < oracle.narrow_until else values[0]
+            oracle.narrow_until, oracle.was_narrow = now + values[1], True
+            account.narrow(values[0], now, oracle.narrow_until)
         elif kind == "trim":
             account.trim()
         else:

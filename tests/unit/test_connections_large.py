@@ -7,7 +7,7 @@ import random
 
 import pytest
 from client_script import frame
-from connected import BULK_MIN, MB, Client, End, body, mappings, opened
+from connected import BULK_MIN, MB, Client, End, body, mappings, opened, ping
 from front_desk import record
 
 from fastmq.wire.verbs import Verb
@@ -63,48 +63,135 @@ def test_request_with_a_large_third_frame_is_refused_once_it_has_come(end: End) 
     assert client.is_served()
 
 
-def ahead(client: Client, size: int = MB) -> int:
-    """How many bytes beyond those that are decided the client may send, once it has published enough for that to follow what it was told."""
-    end = client.end
-    for _ in range(min(WINDOW_BYTES // size + 1, 40)):
-        sequence = client.publish(record(end.queue, body(size)))
+def hear(client: Client) -> None:
+    """Take in what the client was told of its window."""
+    for answer in [answer for answer in client.answers if answer[0] == Verb.CONFIRM]:
+        client.answers.remove(answer)
+        assert answer[7] >= client.told_bytes, "a window never goes back"
+        client.told_bytes = answer[7]
+
+
+def ahead(client: Client, size: int = MB, decided: bool = True) -> int:
+    """How many bytes the client may send beyond what it has, once it has published enough for that to follow what it was told."""
+    end, large = client.end, record(client.end.queue, body(size))
+    for _ in range(min(WINDOW_BYTES // size + 1, 40) if decided else 1):
+        sequence = client.publish(large)
         end.taken(1)
-        end.desk.outcome(1, client.sid, held=[(sequence, sequence)])
-        *_, window_bytes = client.take(Verb.CONFIRM)
-        assert window_bytes >= client.told_bytes, "a window never goes back"
-        client.told_bytes = window_bytes
-        client.decided_bytes += len(record(end.queue, body(size)))
-    return client.told_bytes - client.decided_bytes
+        client.sent_bytes += len(large)
+        if decided:
+            end.desk.outcome(1, client.sid, held=[(sequence, sequence)])
+            end.until(lambda: any(answer[0] == Verb.CONFIRM and answer[3] == client.sequence for answer in client.answers))
+        end.several()
+        hear(client)
+    return client.told_bytes - client.sent_bytes
+
+
+def crowd(clients: list[Client], times: int = 1) -> None:
+    """Small requests of these come, in as many turns."""
+    for number in range(times):
+        for client in clients:
+            client.say(Verb.GET, 1000 + number, client.end.queue)
+        clients[0].end.pump()
+    for client in clients:
+        client.take(Verb.REPLY, 1000 + times - 1)
+
+
+def is_narrow(room: int, most: int = 2 * MB) -> bool:
+    return most // 2 < room < 1.1 * most
 
 
 @pytest.mark.parametrize("unix", [False, True])
-def test_window_of_a_publisher_of_large_records_is_narrow_while_small_requests_of_others_come(unix: bool) -> None:
+def test_publisher_of_large_records_is_held_back_while_small_requests_of_others_come(unix: bool) -> None:
     with opened(window_bytes=WINDOW_BYTES, unix=unix) as end:
-        large, other = end.client(), end.client()
-
-        def crowd() -> None:
-            for _ in range(20):
-                assert other.is_served()
-
+        large, others = end.client(), [end.client() for _ in range(10)]
         end.later(2)
         assert ahead(large) == WINDOW_BYTES
-        assert all(large.is_served() for _ in range(20))
-        assert ahead(large) == WINDOW_BYTES, "its own small requests are nobody's company"
-        assert other.is_served()
-        assert ahead(large) == WINDOW_BYTES, "one request is no crowd"
-        crowd()
-        assert 2 * MB <= ahead(large) < 2.1 * MB
-        crowd()
-        assert 4 * MB <= ahead(large, 2 * MB) < 4.1 * MB, "two of them may always be on their way"
-        crowd()
-        assert ahead(large, 200_000) == 2 * MB
+        crowd(others[:7])
+        end.later(0.06)
+        crowd(others[:7])
+        assert ahead(large) == WINDOW_BYTES, "a request now and then is no crowd"
+        assert end.connections.held_back == 0
+        crowd(others)
+        assert is_narrow(ahead(large))
+        assert end.connections.held_back == WINDOW_BYTES // MB + 1
+        crowd(others)
+        assert is_narrow(ahead(large, 2 * MB), 4 * MB), "two of them may always be on their way"
+        end.later(2)
+        assert ahead(large, 200_000) == WINDOW_BYTES
+        crowd(others)
+        assert is_narrow(ahead(large, 200_000))
         end.later(2)
         assert ahead(large) == WINDOW_BYTES
-        crowd()
-        assert ahead(other, 1000) == WINDOW_BYTES, "who publishes small ones has all of it"
-        if not unix:
-            crowd()
-            assert ahead(end.client(source="127.0.0.2")) == WINDOW_BYTES, "that of a peer elsewhere is for the distance"
+        crowd(others)
+        assert ahead(others[0], 1000) == WINDOW_BYTES, "who publishes small ones has all of it"
+
+
+def test_publisher_that_is_held_back_need_not_wait_for_outcomes() -> None:
+    with opened(window_bytes=WINDOW_BYTES) as end:
+        large, others = end.client(), [end.client() for _ in range(10)]
+        crowd(others)
+        assert is_narrow(ahead(large))
+        crowd(others)
+        came = large.sent_bytes
+        for count in range(1, 5):
+            assert is_narrow(ahead(large, decided=False)), "there is room for two beyond what has come, though nothing is decided"
+            assert large.sent_bytes > came + count * MB
+        ahead(large, decided=False)
+        assert large.told_bytes == came + WINDOW_BYTES, "what is without an outcome is bounded as ever"
+        end.desk.outcome(1, large.sid, held=[(1, large.sequence)])
+        end.later(2)
+        assert ahead(large, decided=False) == WINDOW_BYTES - len(record(end.queue, body(MB))), "and all of it once nobody else comes"
+
+
+def test_peer_elsewhere_is_not_held_back() -> None:
+    with opened(window_bytes=WINDOW_BYTES) as end:
+        near, far, others = end.client(), end.client(source="127.0.0.2"), [end.client() for _ in range(10)]
+        crowd(others)
+        assert is_narrow(ahead(near))
+        crowd(others)
+        assert ahead(far) == WINDOW_BYTES, "its window is for the distance"
+
+
+def test_setting_lets_nobody_be_held_back() -> None:
+    with opened(window_bytes=WINDOW_BYTES, narrow_bytes=WINDOW_BYTES) as end:
+        large, others = end.client(), [end.client() for _ in range(10)]
+        crowd(others)
+        assert ahead(large) == WINDOW_BYTES
+        assert end.connections.held_back == 0
+
+
+def test_what_is_no_small_request_of_others_makes_no_crowd() -> None:
+    with opened(window_bytes=WINDOW_BYTES) as end:
+        large, others = end.client(), [end.client() for _ in range(10)]
+
+        def makes_none(*clients: Client) -> bool:
+            end.several()
+            for client in clients:
+                client.answers.clear()
+            made = ahead(large) != WINDOW_BYTES
+            end.later(2)
+            return not made
+
+        crowd([large], 20)
+        assert makes_none(large), "it is its own"
+        for other in others:
+            other.publish(record(end.queue, body(60_000)))
+        end.taken(len(others))
+        assert makes_none(*others), "these are not small"
+        for other in others:
+            other.unsent += ping()
+        assert makes_none(*others), "heartbeats are no requests"
+        strangers = [end.client(hello=False) for _ in range(10)]
+        for stranger in strangers:
+            stranger.unsent += frame(b"\xc1")
+        assert makes_none(*strangers), "who has no session is nobody"
+        for number, other in enumerate(others):
+            end.deliver(other, 1, record(end.queue, body(300_000, number)))
+        end.loans_come_back()
+        crowd(others)
+        assert makes_none(), "whoever takes large ones settles them"
+        crowd(others)
+        assert is_narrow(ahead(large)), "and these are one"
 
 
 def begin_large(end: End, client: Client, size: int = 2 * MB) -> bytes:
