@@ -117,7 +117,7 @@ cdef inline uint64_t account_reach(const Account* a, uint64_t now_ns) noexcept n
 
 
 cdef inline void account_came(Account* a, uint64_t now_ns) noexcept nogil:
-    """Publishes have come: where the window is narrow the client may hear of more room before there are outcomes, and when it is so no more."""
+    """Where the window is narrow the client may hear of more room before there are outcomes: what it sent has come, or it is so no more."""
     cdef bint narrow = now_ns < a.narrow_until_ns
     if a.narrow_until_ns == 0:
         return

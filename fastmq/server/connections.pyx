@@ -8,9 +8,9 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
 from fastmq.net.arena cimport arena_let_go
-from fastmq.server.accounts cimport account_narrow
+from fastmq.server.accounts cimport account_came, account_narrow
 from fastmq.server.bulk cimport Bulk, BulkJob
-from fastmq.server.crowd cimport CROWD_RECORDS, CROWD_SIZE_MAX, LARGE_KEPT_NS, crowd_heard, crowd_is_there
+from fastmq.server.crowd cimport CROWD_RECORDS, CROWD_SIZE_MAX, LARGE_KEPT_NS, crowd_heard, crowd_is_there, crowd_until
 from fastmq.server.gathered cimport BULK_MIN
 from fastmq.server.posix cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, SHUT_RDWR,
@@ -142,6 +142,7 @@ cdef class Connections(Outlet):
                 s.account.narrow_until_ns -= min(ns, s.account.narrow_until_ns)
         self.crowd.since_ns -= min(ns, self.crowd.since_ns)
         self.crowd.until_ns -= min(ns, self.crowd.until_ns)
+        self.crowd.until_but_ns -= min(ns, self.crowd.until_but_ns)
         self.look_at_ns = 0
 
     def rest(self) -> None:
@@ -356,6 +357,7 @@ cdef class Connections(Outlet):
         """Now and then: ping those who are there, end those who are not."""
         cdef uint64_t now = self.sessions.now_ns, silence_ns
         cdef Connection* c
+        cdef Session* s
         cdef int fd
         if now < self.look_at_ns:
             return
@@ -374,6 +376,11 @@ cdef class Connections(Outlet):
                 if now >= c.accepted_ns + HANDSHAKE_NS:
                     self.close(c)
                 continue
+            s = self.sessions.find_at(fd)
+            if s != NULL and s.account.narrow_until_ns:
+                account_came(&s.account, now)
+                if s.account.due:
+                    self.sessions.list_ready(s)
             silence_ns = SILENCE_NS
             if c.zmtp.ttl_ms:
                 silence_ns = min(silence_ns, <uint64_t> c.zmtp.ttl_ms * 1000000)
@@ -417,6 +424,7 @@ cdef class Connections(Outlet):
         cdef size_t room, total = 0
         cdef ssize_t got
         cdef uint64_t judged = self.judged
+        cdef bint is_member = self.sessions.find_at(c.address.fd) != NULL       # a HELLO is nobody's small request
         if c.reads_bulk:
             return False
         if c.more:
@@ -448,7 +456,7 @@ cdef class Connections(Outlet):
         size[0] += total
         if c.more or c.paused or c.reads_bulk:
             return c.more and not c.paused
-        if self.judged != judged:
+        if self.judged != judged and is_member:
             self.heard_small(c, total)
         if total >= READ_AT_ONCE:
             return True
@@ -458,8 +466,7 @@ cdef class Connections(Outlet):
     cdef void heard_small(self, Connection* c, size_t size) noexcept nogil:
         """Requests of so many bytes have come over a connection in this turn."""
         cdef uint64_t now_ns = self.sessions.now_ns
-        if (0 < size <= CROWD_SIZE_MAX and now_ns >= c.large_ns + LARGE_KEPT_NS and not c.writes_bulk and self.holds_back
-                and self.sessions.find_at(c.address.fd) != NULL):
+        if size <= CROWD_SIZE_MAX and now_ns >= c.large_ns + LARGE_KEPT_NS and not c.writes_bulk and self.holds_back:
             crowd_heard(&self.crowd, c.address.number, now_ns)
 
     cdef bint judge(self, Connection* c) noexcept nogil:
@@ -522,7 +529,8 @@ cdef class Connections(Outlet):
         if c.near and crowd_is_there(&self.crowd, c.address.number, self.sessions.now_ns):
             s = self.sessions.find_at(c.address.fd)
             if s != NULL:
-                account_narrow(&s.account, max(self.narrow_bytes, CROWD_RECORDS * c.zmtp.wanted), self.sessions.now_ns, self.crowd.until_ns)
+                account_narrow(
+                    &s.account, max(self.narrow_bytes, CROWD_RECORDS * c.zmtp.wanted), self.sessions.now_ns, crowd_until(&self.crowd))
         return True
 
     cdef bint has_place(self, Connection* c) noexcept nogil:

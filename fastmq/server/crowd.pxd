@@ -18,24 +18,34 @@ cdef enum:
 
 cdef struct Crowd:
     uint64_t since_ns                   # since when is counted
-    uint64_t count                      # turns since then
-    uint32_t number                     # of the one connection that they were of; 0: of several
-    uint64_t until_ns                   # it is there
+    uint32_t number                     # of the connection that was the first then
+    uint64_t count                      # turns since then,
+    uint64_t others                     # and those of other connections than that
+    uint64_t until_ns                   # it is there for everybody
+    uint64_t until_but_ns               # it is there for all but the connection that made most of it
+    uint32_t but_number
 
 
 cdef inline void crowd_heard(Crowd* crowd, uint32_t number, uint64_t now_ns) noexcept nogil:
-    """The connection of that number, which moves no large frames, has brought small requests."""
+    """The connection of that number, which moves no large frames, has brought small requests in this turn."""
     if now_ns >= crowd.since_ns + CROWD_NS:
         crowd.since_ns = now_ns
-        crowd.count = 0
         crowd.number = number
-    elif crowd.number != number:
-        crowd.number = 0
+        crowd.count = 0
+        crowd.others = 0
     crowd.count += 1
-    if crowd.count >= CROWD_MIN:
+    crowd.others += 1 if number != crowd.number else 0
+    if crowd.others >= CROWD_MIN:
         crowd.until_ns = now_ns + CROWD_KEPT_NS
+    elif crowd.count >= CROWD_MIN:
+        crowd.until_but_ns = now_ns + CROWD_KEPT_NS
+        crowd.but_number = crowd.number
 
 
 cdef inline bint crowd_is_there(const Crowd* crowd, uint32_t number, uint64_t now_ns) noexcept nogil:
     """Whether there is a crowd of others than the connection of that number."""
-    return now_ns < crowd.until_ns and crowd.number != number
+    return now_ns < crowd.until_ns or (now_ns < crowd.until_but_ns and number != crowd.but_number)
+
+
+cdef inline uint64_t crowd_until(const Crowd* crowd) noexcept nogil:
+    return max(crowd.until_ns, crowd.until_but_ns)

@@ -209,10 +209,11 @@ cdef class Sessions(Membership):
             self.refuse_frames(s, source, frames, 0)
             return
         result = self.publishing.publish(s, &p, records, records_size)
-        account_came(&s.account, self.now_ns)
         if result != PUBLISH_DONE:
             self.refuse_publish(s, source, result)
-        elif s.account.due:
+            return
+        account_came(&s.account, self.now_ns)
+        if s.account.due:
             self.list_ready(s)
             if s.account.refused.size > (2 * s.account.window + OUTCOMES_SPARE) * sizeof(LinkRefusal):
                 self.end_slow(s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Sequence
 
 import pytest
 from client_script import frame
@@ -71,10 +72,13 @@ def hear(client: Client) -> None:
         client.told_bytes = answer[7]
 
 
-def ahead(client: Client, size: int = MB, decided: bool = True) -> int:
-    """How many bytes the client may send beyond what it has, once it has published enough for that to follow what it was told."""
+def ahead(client: Client, size: int = MB, decided: bool = True, among: Sequence[Client] = ()) -> int:
+    """How many bytes the client may send beyond what it has, once it has published enough for that to follow what it was told; among the
+    small requests of others, if there are any."""
     end, large = client.end, record(client.end.queue, body(size))
-    for _ in range(min(WINDOW_BYTES // size + 1, 40) if decided else 1):
+    for number in range(min(WINDOW_BYTES // size + 1, 40) if decided else 1):
+        if among and number % 3 == 0:
+            crowd(among)
         sequence = client.publish(large)
         end.taken(1)
         client.sent_bytes += len(large)
@@ -86,7 +90,7 @@ def ahead(client: Client, size: int = MB, decided: bool = True) -> int:
     return client.told_bytes - client.sent_bytes
 
 
-def crowd(clients: list[Client], times: int = 1) -> None:
+def crowd(clients: Sequence[Client], times: int = 1) -> None:
     """Small requests of these come, in as many turns."""
     for number in range(times):
         for client in clients:
@@ -111,17 +115,19 @@ def test_publisher_of_large_records_is_held_back_while_small_requests_of_others_
         crowd(others[:7])
         assert ahead(large) == WINDOW_BYTES, "a request now and then is no crowd"
         assert end.connections.held_back == 0
-        crowd(others)
-        assert is_narrow(ahead(large))
+        assert is_narrow(ahead(large, among=others))
         assert end.connections.held_back == WINDOW_BYTES // MB + 1
-        crowd(others)
-        assert is_narrow(ahead(large, 2 * MB), 4 * MB), "two of them may always be on their way"
+        assert is_narrow(ahead(large, 2 * MB, among=others), 4 * MB), "two of them may always be on their way"
         end.later(2)
         assert ahead(large, 200_000) == WINDOW_BYTES
-        crowd(others)
-        assert is_narrow(ahead(large, 200_000))
+        assert is_narrow(ahead(large, 200_000, among=others))
         end.later(2)
         assert ahead(large) == WINDOW_BYTES
+        before = end.connections.held_back
+        crowd(others)
+        end.deliver(large, 1, record(end.queue, body(300_000)))
+        end.loans_come_back()
+        assert end.connections.held_back == before + 1, "what is delivered moves in small steps too"
         crowd(others)
         assert ahead(others[0], 1000) == WINDOW_BYTES, "who publishes small ones has all of it"
 
@@ -129,34 +135,32 @@ def test_publisher_of_large_records_is_held_back_while_small_requests_of_others_
 def test_publisher_that_is_held_back_need_not_wait_for_outcomes() -> None:
     with opened(window_bytes=WINDOW_BYTES) as end:
         large, others = end.client(), [end.client() for _ in range(10)]
-        crowd(others)
-        assert is_narrow(ahead(large))
-        crowd(others)
+        assert is_narrow(ahead(large, among=others))
         came = large.sent_bytes
         for count in range(1, 5):
-            assert is_narrow(ahead(large, decided=False)), "there is room for two beyond what has come, though nothing is decided"
+            assert is_narrow(ahead(large, decided=False, among=others)), "there is room for two beyond what has come, though nothing is decided"
             assert large.sent_bytes > came + count * MB
-        ahead(large, decided=False)
+        ahead(large, decided=False, among=others)
         assert large.told_bytes == came + WINDOW_BYTES, "what is without an outcome is bounded as ever"
         end.desk.outcome(1, large.sid, held=[(1, large.sequence)])
+        ahead(large, decided=False, among=others)
         end.later(2)
-        assert ahead(large, decided=False) == WINDOW_BYTES - len(record(end.queue, body(MB))), "and all of it once nobody else comes"
+        hear(large)
+        decided = came + 5 * len(record(end.queue, body(MB)))
+        assert large.told_bytes == decided + WINDOW_BYTES, "and all of it once nobody else comes, though nothing more is sent"
 
 
 def test_peer_elsewhere_is_not_held_back() -> None:
     with opened(window_bytes=WINDOW_BYTES) as end:
         near, far, others = end.client(), end.client(source="127.0.0.2"), [end.client() for _ in range(10)]
-        crowd(others)
-        assert is_narrow(ahead(near))
-        crowd(others)
-        assert ahead(far) == WINDOW_BYTES, "its window is for the distance"
+        assert is_narrow(ahead(near, among=others))
+        assert ahead(far, among=others) == WINDOW_BYTES, "its window is for the distance"
 
 
 def test_setting_lets_nobody_be_held_back() -> None:
     with opened(window_bytes=WINDOW_BYTES, narrow_bytes=WINDOW_BYTES) as end:
         large, others = end.client(), [end.client() for _ in range(10)]
-        crowd(others)
-        assert ahead(large) == WINDOW_BYTES
+        assert ahead(large, among=others) == WINDOW_BYTES
         assert end.connections.held_back == 0
 
 
@@ -172,8 +176,10 @@ def test_what_is_no_small_request_of_others_makes_no_crowd() -> None:
             end.later(2)
             return not made
 
+        assert makes_none(), "who says HELLO asks for nothing yet"
         crowd([large], 20)
-        assert makes_none(large), "it is its own"
+        crowd(others[:1])
+        assert makes_none(large), "it is its own, and one of another"
         for other in others:
             other.publish(record(end.queue, body(60_000)))
         end.taken(len(others))
@@ -191,6 +197,8 @@ def test_what_is_no_small_request_of_others_makes_no_crowd() -> None:
         crowd(others)
         assert makes_none(), "whoever takes large ones settles them"
         crowd(others)
+        end.later(0.06)
+        crowd([large])
         assert is_narrow(ahead(large)), "and these are one"
 
 
