@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from fastmq.net.arena cimport arena_let_go
 from fastmq.server.accounts cimport account_came, account_narrow
 from fastmq.server.bulk cimport Bulk, BulkJob
-from fastmq.server.crowd cimport CROWD_RECORDS, CROWD_SIZE_MAX, LARGE_KEPT_NS, crowd_heard, crowd_is_there, crowd_until
+from fastmq.server.crowd cimport CROWD_RECORDS, CROWD_SIZE_MAX, LARGE_KEPT_NS, crowd_heard, crowd_until
 from fastmq.server.gathered cimport BULK_MIN
 from fastmq.server.posix cimport (
     EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, MSG_DONTWAIT, SHUT_RDWR,
@@ -525,8 +525,7 @@ cdef class Connections(Outlet):
         job.done = 0
         c.reads_bulk = True
         self.look_for(c)
-        self.lend(c, job)
-        if c.near and crowd_is_there(&self.crowd, c.address.number, self.sessions.now_ns):
+        if self.lend(c, job) and c.near:
             s = self.sessions.find_at(c.address.fd)
             if s != NULL:
                 account_narrow(

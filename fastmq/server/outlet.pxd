@@ -59,7 +59,7 @@ cdef class Outlet:
     cdef Bulk bulk
     cdef readonly int lent              # directions of connections that the bulk thread has
     cdef Crowd crowd
-    cdef readonly uint64_t held_back    # large frames that moved in small steps because of it, so far
+    cdef readonly uint64_t held_back    # how often a direction was lent to move in small steps because of it
     cdef int strays_waiting
     cdef readonly int blocked           # of them, those that take no more
 
@@ -76,6 +76,6 @@ cdef class Outlet:
     cdef void send_stray(self, Frame* f) noexcept nogil
     cdef void drop_stray(self, Connection* c) noexcept nogil
     cdef bint took_less(self, Connection* c, ssize_t size) noexcept nogil
-    cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil
+    cdef bint lend(self, Connection* c, BulkJob* job) noexcept nogil
     cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil
     cdef void lend_writing(self, Connection* c, Session* s) noexcept nogil

@@ -168,13 +168,12 @@ cdef class Outlet:
             self.send_own(c)
         return True
 
-    cdef void lend(self, Connection* c, BulkJob* job) noexcept nogil:
-        """Let the bulk thread have a direction of a connection."""
+    cdef bint lend(self, Connection* c, BulkJob* job) noexcept nogil:
+        """Let the bulk thread have a direction of a connection; whether it is held back, because small requests of others come."""
         cdef uint64_t now_ns = self.sessions.now_ns
-        job.step = BULK_READ_AT_ONCE if job.is_read else BULK_SENT_AT_ONCE
-        if crowd_is_there(&self.crowd, c.address.number, now_ns):
-            job.step = CROWD_STEP
-            self.held_back += 1
+        cdef bint held_back = crowd_is_there(&self.crowd, c.address.number, now_ns)
+        job.step = CROWD_STEP if held_back else BULK_READ_AT_ONCE if job.is_read else BULK_SENT_AT_ONCE
+        self.held_back += 1 if held_back else 0
         job.owner = c
         job.fd = c.address.fd
         job.error = 0
@@ -182,6 +181,7 @@ cdef class Outlet:
         c.large_ns = now_ns
         self.lent += 1
         self.bulk.give(job)
+        return held_back
 
     cdef Frame* take_to_lend(self, Connection* c, Session* s) noexcept nogil:
         cdef Frame* f = session_take_first(s)

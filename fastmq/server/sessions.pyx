@@ -15,14 +15,13 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmq.net.arena cimport ArenaView, Borrowed
 from fastmq.net.ring cimport Link
-from fastmq.server.accounts cimport account_advance, account_answer, account_open, account_trim
+from fastmq.server.accounts cimport account_advance, account_answer, account_came, account_open, account_trim
 from fastmq.server.live cimport E_ACTIVE
 from fastmq.server.posix cimport monotonic_ns
 from fastmq.server.publishing cimport (
     PUBLISH_BAD_COUNT, PUBLISH_BAD_EXCHANGE, PUBLISH_BAD_FLAGS, PUBLISH_BAD_SEQUENCE, PUBLISH_DONE, PUBLISH_NO_MEMORY,
     PublishRequest,
 )
-from fastmq.server.accounts cimport account_came
 from fastmq.server.session cimport Address, address_same, session_deliver, session_deliver_borrowed
 from fastmq.server.settling cimport SETTLE_BAD, SETTLE_DONE, SETTLE_NO_MEMORY, SETTLE_TOO_LARGE
 from fastmq.server.workers cimport Workers, padded
