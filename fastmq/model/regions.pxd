@@ -67,7 +67,7 @@ cdef struct Regions:
     uint8_t* states                 # of the units
     Region** of_unit                # NULL: none
     uint32_t warm                   # units
-    uint32_t warm_least             # since the last regions_cool
+    uint32_t warm_least             # since the last regions_cool with `units`
     uint32_t looked                 # units below this one were tried last
     Region* first                   # all regions
     Region* cooling                 # which regions_cool looks at next
@@ -346,13 +346,14 @@ cdef inline void region_cool(Regions* r, Region* region, Buffer* out) noexcept n
     span_add(out, at, end)
 
 
-cdef inline void regions_cool(Regions* r, Buffer* out) noexcept nogil:
-    """Now and then: append to `out` the Spans whose memory is to be given back."""
+cdef inline void regions_cool(Regions* r, bint units, Buffer* out) noexcept nogil:
+    """Now and then: append to `out` the Spans whose memory is to be given back: between holds, with `units` also of units that were free since
+    the last time."""
     cdef uint32_t left, i = r.unit_count
     if r.own != NULL and r.own.used == r.own_used:          # it has lain idle
         regions_close_own(r)
     r.own_used = r.own.used if r.own != NULL else 0
-    left = (r.warm_least + 7) // 8                          # little by little: the next burst finds most of it
+    left = (r.warm_least + 7) // 8 if units else 0          # little by little: the next burst finds most of it
     while left and i:
         i -= 1
         if r.states[i] == UNIT_WARM:
@@ -360,7 +361,8 @@ cdef inline void regions_cool(Regions* r, Buffer* out) noexcept nogil:
             r.warm -= 1
             left -= 1
             span_add(out, i * r.unit_size, (i + 1) * r.unit_size)
-    r.warm_least = r.warm
+    if units:
+        r.warm_least = r.warm
     for i in range(COOL_REGIONS_MAX):
         if r.cooling == NULL:
             r.cooling = r.first

@@ -38,15 +38,21 @@ cdef class Lender:
     cdef void frontend_gone(self, uint32_t frontend) noexcept nogil:
         regions_frontend_gone(&self.regions, frontend)
 
-    cdef void cool(self):
+    cdef void tick(self, uint64_t now_ns) noexcept nogil:
         cdef size_t i
-        cdef int n
         cdef Span* spans
+        cdef bint units = now_ns >= self.cooled_ns + COOL_NS
+        if units:
+            self.cooled_ns = now_ns
         buffer_clear(&self.cooled)
-        regions_cool(&self.regions, &self.cooled)
+        regions_cool(&self.regions, units, &self.cooled)
         spans = <Span*> self.cooled.data
         for i in range(self.cooled.size // sizeof(Span)):
             self.arena.punch(spans[i].offset, spans[i].size)
+        self.fill()
+
+    cdef void fill(self) noexcept nogil:
+        cdef int n
         for n in range(self.port_count):
             while self.ports[n].link != NULL and self.ports[n].lent < REGIONS_LENT and port_lend(&self.ports[n], &self.regions, n, False) > 0:
                 pass

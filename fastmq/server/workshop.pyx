@@ -115,7 +115,7 @@ cdef class Workshop:
             self.desk.attached(frontend)
             self.heed_desk()
         self.ports[<int> frontend].lent = 0
-        self.lender.cool()
+        self.lender.fill()
         link.ring_other()
 
     def detach(self, frontend: int, now_ns: int) -> None:
@@ -139,7 +139,7 @@ cdef class Workshop:
             if shard is not None:
                 shard.tick(now_ns)
                 fifo_add(&self.touched, index)
-        self.lender.cool()
+        self.lender.tick(now_ns)
         if self.checkpointer is not None:
             self.checkpointer.measure()
         if self.desk is not None:

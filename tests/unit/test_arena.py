@@ -54,10 +54,10 @@ class Desk:
         for shard, epoch, n, generation, *_ in deliveries:
             self.consumer.core.settle_tag(shard, epoch, n, action, generation)
 
-    def cool(self) -> int:
-        """Let the worker and the front-end give back what they do not need; the arena's bytes that take memory."""
+    def cool(self, ticks: int = 56) -> int:
+        """Let the worker and the front-end give back what they do not need, in ticks of a busy worker; the arena's bytes that take memory."""
         self.rest(lambda: not self.consumer.wire.requests and self.consumer.act() is None and not self.consumer.wire.requests)
-        for _ in range(40):
+        for _ in range(ticks):
             self.world.now += 250_000_000
             self.world.sessions.tick(self.world.now)
             self.world.sessions.take_output()
@@ -86,6 +86,16 @@ def test_memory_is_given_back_once_settled(desk: Desk) -> None:
         desk.publish(bytes([number]) * LARGE)
         desk.settle(desk.take(1))
     assert desk.cool() == 0
+
+
+def test_memory_is_given_back_little_by_little(desk: Desk) -> None:
+    for number in range(60):
+        desk.publish(bytes([number]) * LARGE)
+    for _ in range(10):
+        desk.settle(desk.take(6))
+    taken = desk.cool(0)
+    kept = desk.cool(9)                             # two and a quarter seconds: what comes again soon takes no new memory
+    assert 0.5 * taken < kept < taken
 
 
 def test_one_body_that_stays_keeps_only_its_own_pages(desk: Desk) -> None:
