@@ -9,6 +9,7 @@ from fastmq.errors import BadArgument
 __version__ = "0.1.0"       # of fastmq, and in pyproject.toml
 UNIX_EVENTS = ".events"     # behind the path of the socket for commands
 UNIX_PATH_SIZE_MAX = 107    # bytes; Linux has room for 108 with the last NUL
+NEARLY = 0.85               # of difflib: FASTMQ_WORKER is nearly FASTMQ_WORKERS, FASTMQ_SERVICE_HOST is not FASTMQ_HOST
 
 
 class Setting(NamedTuple):
@@ -158,6 +159,21 @@ class Config:
         environ = dict(os.environ) if environ is None else environ
         found = {name: environ["FASTMQ_" + name.upper()] for name in SETTINGS if "FASTMQ_" + name.upper() in environ}
         return cls.from_map({**config.to_map(), **found}, where="the environment (FASTMQ_...)")
+
+
+def misspelt(environ: dict[str, str] | None = None) -> list[tuple[str, str]]:
+    """(variable, the one that is probably meant) for each FASTMQ_ variable that is no setting but is called nearly as one.
+
+    Others may have such names for reasons of their own, so nothing is refused.
+    """
+    names = ["FASTMQ_" + name.upper() for name in SETTINGS]
+    found = []
+    for variable in sorted(dict(os.environ) if environ is None else environ):
+        if variable.startswith("FASTMQ_") and variable not in names:
+            from difflib import get_close_matches  # it makes a start longer
+
+            found += [(variable, name) for name in get_close_matches(variable, names, 1, NEARLY)]
+    return found
 
 
 SETTINGS: dict[str, Setting] = {name: value for name, value in vars(Config).items() if isinstance(value, Setting)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastmq.cli.output import say
+from fastmq.cli.output import say, say_misspelt
 from fastmq.config import SETTINGS, Config
 
 EXIT_STATUS_OF_SERVE = """\b
@@ -46,6 +46,7 @@ def command(ephemeral: bool, path: str | None, **flags: Any) -> int:
     from fastmq.server.data_directory import default_data_dir
     from fastmq.server.supervisor import Supervisor
 
+    say_misspelt()
     config = Config.load(path).replace(**flags)
     if ephemeral and flags.get("data_dir"):
         raise BadArgument("--ephemeral keeps nothing, --data-dir says where to keep it: give one of them")

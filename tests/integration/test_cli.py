@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -479,6 +480,26 @@ def test_ephemeral_serve_stops_on_ctrl_c_without_a_word_about_disks(cli: Cli, tm
         assert process.returncode == 0
         assert b"data in" not in told
         assert b"Traceback" not in told
+
+
+def test_variable_that_was_probably_meant_as_a_setting_is_told(cli: Cli) -> None:
+    cli.environment["FASTMQ_WORKER"] = "3"
+    shown = cli("config", "--json")
+    assert b"did you mean FASTMQ_WORKERS?" in shown.stderr
+    assert json.loads(shown.stdout)["workers"] == 0
+    with cli.start("serve", "--port", "0", "--workers", "1", "--ephemeral") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"ready ")
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=5)
+    assert b"FASTMQ_WORKER in the environment is no setting" in told
+
+
+def test_each_counter_of_status_is_documented(cli: Cli) -> None:
+    counters = json.loads(cli("status", "--json").stdout)["counters"]
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    rows = [line.split("|")[1] for line in text.partition("## Counters")[2].partition("\n## ")[0].splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall("`([a-z_]+)`", row)} == set(counters)
 
 
 def test_serve_on_a_port_in_use_says_so(cli: Cli) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import fastmq
-from fastmq.config import Config
+from fastmq.config import Config, misspelt
 from fastmq.errors import ERROR_OF_CODE, WIRE_ERRORS, BadArgument, NotFound, error_from_wire
 from fastmq.wire.shards import shard_of
 from fastmq.wire.verbs import Code
@@ -29,6 +29,12 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path):
     config = Config.load(path, environ={"FASTMQ_PORT": "99", "FASTMQ_WORKERS": "3", "OTHER": "x"})
     assert (config.port, config.resume_s, config.host, config.workers) == (99, 5.0, "127.0.0.2", 3)
     assert Config.from_map(config.to_map()) == config
+
+
+def test_variable_that_is_called_nearly_as_a_setting_is_noticed():
+    environ = {"FASTMQ_WORKER": "2", "FASTMQ_PUBLISH_WINDOW_BYTE": "1", "FASTMQ_WORKERS": "3", "FASTMQ_URL": "", "WORKER": "1"}
+    environ |= {"FASTMQ_SERVICE_HOST": "10.0.0.1", "FASTMQ_PORT_7400_TCP": "tcp://10.0.0.1:7400"}       # as Kubernetes and Docker name them
+    assert misspelt(environ) == [("FASTMQ_PUBLISH_WINDOW_BYTE", "FASTMQ_PUBLISH_WINDOW_BYTES"), ("FASTMQ_WORKER", "FASTMQ_WORKERS")]
 
 
 @pytest.mark.parametrize(
