@@ -9,7 +9,8 @@ from fastmq.errors import BadArgument
 __version__ = "0.1.0"       # of fastmq, and in pyproject.toml
 UNIX_EVENTS = ".events"     # behind the path of the socket for commands
 UNIX_PATH_SIZE_MAX = 107    # bytes; Linux has room for 108 with the last NUL
-NEARLY = 0.85               # of difflib: FASTMQ_WORKER is nearly FASTMQ_WORKERS, FASTMQ_SERVICE_HOST is not FASTMQ_HOST
+PREFIX = "FASTMQ_"          # of environment variables
+NEARLY = 0.85               # of difflib: WORKER is nearly WORKERS, SERVICE_HOST is not HOST
 
 
 class Setting(NamedTuple):
@@ -157,7 +158,7 @@ class Config:
         values = {} if path is None else _read(path)
         config = cls.from_map(values, where=str(path))
         environ = dict(os.environ) if environ is None else environ
-        found = {name: environ["FASTMQ_" + name.upper()] for name in SETTINGS if "FASTMQ_" + name.upper() in environ}
+        found = {name: environ[PREFIX + name.upper()] for name in SETTINGS if PREFIX + name.upper() in environ}
         return cls.from_map({**config.to_map(), **found}, where="the environment (FASTMQ_...)")
 
 
@@ -166,13 +167,13 @@ def misspelt(environ: dict[str, str] | None = None) -> list[tuple[str, str]]:
 
     Others may have such names for reasons of their own, so nothing is refused.
     """
-    names = ["FASTMQ_" + name.upper() for name in SETTINGS]
+    names = [name.upper() for name in SETTINGS]
     found = []
     for variable in sorted(dict(os.environ) if environ is None else environ):
-        if variable.startswith("FASTMQ_") and variable not in names:
+        if variable.startswith(PREFIX) and variable[len(PREFIX) :] not in names:
             from difflib import get_close_matches  # it makes a start longer
 
-            found += [(variable, name) for name in get_close_matches(variable, names, 1, NEARLY)]
+            found += [(variable, PREFIX + name) for name in get_close_matches(variable[len(PREFIX) :], names, 1, NEARLY)]
     return found
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import click
 
-from fastmq.cli.output import write_bytes, write_json
+from fastmq.cli.output import say_misspelt, write_bytes, write_json
 from fastmq.config import Config
 from fastmq.errors import FastMQError
 from fastmq.server.backup import Copied, back_up
@@ -44,6 +44,7 @@ def command(destination: str, data_dir: str | None, path: str | None, as_json: b
 
 def directory(data_dir: str | None, path: str | None) -> str:
     """The data directory as `fastmq serve` would choose it."""
+    say_misspelt()
     return data_dir or Config.load(path).data_dir or default_data_dir()
 
 

@@ -34,6 +34,7 @@ def test_environment_goes_over_file_and_file_over_defaults(tmp_path):
 def test_variable_that_is_called_nearly_as_a_setting_is_noticed():
     environ = {"FASTMQ_WORKER": "2", "FASTMQ_PUBLISH_WINDOW_BYTE": "1", "FASTMQ_WORKERS": "3", "FASTMQ_URL": "", "WORKER": "1"}
     environ |= {"FASTMQ_SERVICE_HOST": "10.0.0.1", "FASTMQ_PORT_7400_TCP": "tcp://10.0.0.1:7400"}       # as Kubernetes and Docker name them
+    environ |= {f"FASTMQ_{name}": "" for name in ("POD", "UNIT", "DB_HOST", "UI_PORT", "0_PORT", "EVENTS_HOST", "RUN_ID")}
     assert misspelt(environ) == [("FASTMQ_PUBLISH_WINDOW_BYTE", "FASTMQ_PUBLISH_WINDOW_BYTES"), ("FASTMQ_WORKER", "FASTMQ_WORKERS")]
 
 
