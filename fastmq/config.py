@@ -169,7 +169,7 @@ def misspelt(environ: dict[str, str] | None = None) -> list[tuple[str, str]]:
     """
     names = [name.upper() for name in SETTINGS]
     found = []
-    for variable in sorted(dict(os.environ) if environ is None else environ):
+    for variable in sorted(os.environ if environ is None else environ):
         if variable.startswith(PREFIX) and variable[len(PREFIX) :] not in names:
             from difflib import get_close_matches  # it makes a start longer
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import click
 
-from fastmq.cli.output import say_misspelt, write_bytes, write_json
-from fastmq.config import Config
+from fastmq.cli.output import write_bytes, write_json
+from fastmq.cli.settings import load_settings
 from fastmq.errors import FastMQError
 from fastmq.server.backup import Copied, back_up
 from fastmq.server.data_directory import default_data_dir
@@ -44,8 +44,7 @@ def command(destination: str, data_dir: str | None, path: str | None, as_json: b
 
 def directory(data_dir: str | None, path: str | None) -> str:
     """The data directory as `fastmq serve` would choose it."""
-    say_misspelt()
-    return data_dir or Config.load(path).data_dir or default_data_dir()
+    return data_dir or load_settings(path).data_dir or default_data_dir()
 
 
 def tell(copied: Copied, as_json: bool) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from fastmq.cli import EXIT_STATUS
-from fastmq.cli.output import say_misspelt, write_bytes, write_json, write_table
-from fastmq.config import SETTINGS, Config
+from fastmq.cli.output import write_bytes, write_json, write_table
+from fastmq.cli.settings import load_settings
+from fastmq.config import SETTINGS
 
 
 @click.command(epilog=EXIT_STATUS)
@@ -18,8 +19,7 @@ def command(path: str | None, as_json: bool, as_markdown: bool) -> None:
     if as_markdown:
         write_bytes(markdown().encode())
         return
-    say_misspelt()
-    config = Config.load(path)
+    config = load_settings(path)
     if as_json:
         write_json(config.to_map())
     else:

@@ -12,8 +12,6 @@ from typing import Any
 
 import click
 
-from fastmq.config import misspelt
-
 TABLE_WIDTH = 10_000  # where no terminal sets one: nothing is cut off in a pipe
 
 
@@ -89,9 +87,3 @@ def write_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 def say(text: str) -> None:
     """A message, on standard error."""
     click.echo(text, err=True)
-
-
-def say_misspelt() -> None:
-    """What the environment has that was probably meant to be a setting, on standard error."""
-    for variable, meant in misspelt():
-        say(f"fastmq: {variable} in the environment is no setting, and does nothing; did you mean {meant}?")

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from fastmq.cli.output import say, say_misspelt
-from fastmq.config import SETTINGS, Config
+from fastmq.cli.output import say
+from fastmq.cli.settings import load_settings
+from fastmq.config import SETTINGS
 
 EXIT_STATUS_OF_SERVE = """\b
 Exit status: 0 stopped when asked to; 1 the broker could not start; 2 wrong
@@ -46,8 +47,7 @@ def command(ephemeral: bool, path: str | None, **flags: Any) -> int:
     from fastmq.server.data_directory import default_data_dir
     from fastmq.server.supervisor import Supervisor
 
-    say_misspelt()
-    config = Config.load(path).replace(**flags)
+    config = load_settings(path).replace(**flags)
     if ephemeral and flags.get("data_dir"):
         raise BadArgument("--ephemeral keeps nothing, --data-dir says where to keep it: give one of them")
     if ephemeral:

@@ -3,8 +3,8 @@
 # Owns: no memory but its own lists; the arena's bytes belong to net/arena.pxd. Rules: a region is a run of whole units; it is written from its
 # start on by one who has it, a front-end or the worker itself, and is free again when nobody writes into it and nothing in it is held; a Hold
 # keeps its bytes, for a message that lies there or for a delivery that a front-end has not given back. The loans of a front-end that died are
-# void. Free units that were not needed for a while, and what lies between the last holds of a region, is to be given back (regions_cool). No
-# Python object, no I/O; runs in the worker, without the GIL.
+# void. Free units that were not needed for a while (units_cool), and what lies between the last holds of a region (regions_cool), is to be
+# given back. No Python object, no I/O; runs in the worker, without the GIL.
 #
 #       arena   | unit | unit | unit | unit ...          unit: COLD  free, takes no memory
 #                <- region -> <region>                         WARM  free, takes memory
@@ -67,7 +67,7 @@ cdef struct Regions:
     uint8_t* states                 # of the units
     Region** of_unit                # NULL: none
     uint32_t warm                   # units
-    uint32_t warm_least             # since the last regions_cool with `units`
+    uint32_t warm_least             # since the last units_cool
     uint32_t looked                 # units below this one were tried last
     Region* first                   # all regions
     Region* cooling                 # which regions_cool looks at next
@@ -346,23 +346,12 @@ cdef inline void region_cool(Regions* r, Region* region, Buffer* out) noexcept n
     span_add(out, at, end)
 
 
-cdef inline void regions_cool(Regions* r, bint units, Buffer* out) noexcept nogil:
-    """Now and then: append to `out` the Spans whose memory is to be given back: between holds, with `units` also of units that were free since
-    the last time."""
-    cdef uint32_t left, i = r.unit_count
+cdef inline void regions_cool(Regions* r, Buffer* out) noexcept nogil:
+    """Now and then: append to `out` the Spans between holds whose memory is to be given back."""
+    cdef uint32_t i
     if r.own != NULL and r.own.used == r.own_used:          # it has lain idle
         regions_close_own(r)
     r.own_used = r.own.used if r.own != NULL else 0
-    left = (r.warm_least + 7) // 8 if units else 0          # little by little: the next burst finds most of it
-    while left and i:
-        i -= 1
-        if r.states[i] == UNIT_WARM:
-            r.states[i] = UNIT_COLD
-            r.warm -= 1
-            left -= 1
-            span_add(out, i * r.unit_size, (i + 1) * r.unit_size)
-    if units:
-        r.warm_least = r.warm
     for i in range(COOL_REGIONS_MAX):
         if r.cooling == NULL:
             r.cooling = r.first
@@ -370,3 +359,16 @@ cdef inline void regions_cool(Regions* r, bint units, Buffer* out) noexcept nogi
                 return
         region_cool(r, r.cooling, out)
         r.cooling = r.cooling.next
+
+
+cdef inline void units_cool(Regions* r, Buffer* out) noexcept nogil:
+    """Once in a while: append to `out` an eighth of the units that were free since the last time. The next burst finds most of them."""
+    cdef uint32_t left = (r.warm_least + 7) // 8, i = r.unit_count
+    while left and i:
+        i -= 1
+        if r.states[i] == UNIT_WARM:
+            r.states[i] = UNIT_COLD
+            r.warm -= 1
+            left -= 1
+            span_add(out, i * r.unit_size, (i + 1) * r.unit_size)
+    r.warm_least = r.warm

@@ -3,6 +3,7 @@ from libc.stdint cimport uint64_t
 
 from fastmq.model.regions cimport (
     Span, regions_cool, regions_count, regions_free, regions_frontend_gone, regions_init, regions_returned, regions_written,
+    units_cool,
 )
 from fastmq.server.port cimport port_lend
 from fastmq.wire.buffer cimport buffer_clear, buffer_free, buffer_init
@@ -41,11 +42,11 @@ cdef class Lender:
     cdef void tick(self, uint64_t now_ns) noexcept nogil:
         cdef size_t i
         cdef Span* spans
-        cdef bint units = now_ns >= self.cooled_ns + COOL_NS
-        if units:
-            self.cooled_ns = now_ns
         buffer_clear(&self.cooled)
-        regions_cool(&self.regions, units, &self.cooled)
+        regions_cool(&self.regions, &self.cooled)
+        if now_ns >= self.cooled_ns + COOL_NS:
+            self.cooled_ns = now_ns
+            units_cool(&self.regions, &self.cooled)
         spans = <Span*> self.cooled.data
         for i in range(self.cooled.size // sizeof(Span)):
             self.arena.punch(spans[i].offset, spans[i].size)
