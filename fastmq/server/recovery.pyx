@@ -42,27 +42,30 @@ cdef void apply_blob(const uint8_t* blob, size_t size, uint32_t index, uint64_t 
         raise BadRecord(f"{what} of the log does not fit what stands before it, in shard {index}")
 
 
-def recover(log: Log, shards: list[Shard | None], topology: object, now_ns: int, progress: object = None) -> None:
-    """Apply what the log has to `shards` and to shard T, None where that is elsewhere.
+def recover(log: Log, epoch: int, shards: list[Shard | None], topology: object, now_ns: int, progress: object = None) -> None:
+    """Apply what the log has to `shards` and to shard T, None where that is elsewhere, and open it.
 
-    `progress`: called now and then with the number of entries applied. Raises BadRecord, and what reading raises; the worker is then of no
-    use.
+    `progress`: called now and then with the number of entries applied. Raises BadRecord, and what reading and opening raise; the worker is
+    then of no use. The log is read once: what is damaged further on is found when what lies before it is applied, and nobody was served.
     """
-    read(log, shards, topology, now_ns, progress)
+    cdef LogReader reader = log.read()
+    apply(reader, shards, topology, now_ns, progress)
+    log.open(epoch, reader)
     for shard in shards:
         if shard is not None:
             shard.recovered()
 
 
-def take_over(log: Log, folders: Sequence[str], shards: list[Shard | None], topology: object, checkpointer: Checkpointer, now_ns: int,
-              progress: object = None) -> None:
+def take_over(log: Log, epoch: int, folders: Sequence[str], shards: list[Shard | None], topology: object, checkpointer: Checkpointer,
+              now_ns: int, progress: object = None) -> None:
     """The same with the logs of another number of workers, in `folders`; on return what concerns this one is durable in `log`,
     as a checkpoint.
 
     Nothing in those folders is changed: other workers read them at the same time.
     """
+    log.open(epoch)
     for folder in folders:
-        read(FileLog(folder), shards, topology, now_ns, progress)
+        apply(FileLog(folder).read(), shards, topology, now_ns, progress)
         copy_extents(log, folder, shards)
         failpoint(MID_TAKE_OVER)
     for shard in shards:
@@ -85,9 +88,8 @@ def copy_extents(log: Log, folder: str, shards: list[Shard | None]) -> None:
             log.write_extent(number, payload)
 
 
-cdef void read(Log log, list shards, object topology, int64_t now_ns, object progress) except *:
-    """Apply one log."""
-    cdef LogReader reader = log.read()
+cdef void apply(LogReader reader, list shards, object topology, int64_t now_ns, object progress) except *:
+    """Apply all that is left of a log."""
     cdef BatchView view
     cdef const uint8_t* entry
     cdef const EntryHead* head

@@ -77,7 +77,6 @@ cdef class Workshop:
                    "publisher_keep_ns": int(settings["publisher_keep_s"] * 1e9), **shard_options}
         self.log = log
         self.keeps = log.record_level == RECORDS_DURABLE
-        log.open(epoch)
         self.links = [None] * FRONTENDS_MAX
         self.shards = [None] * SHARDS_MAX
         for index in shards:
@@ -96,9 +95,9 @@ cdef class Workshop:
             self.checkpointer.shard_of = self.shard_of
             self.checkpointer.touched = &self.touched
         if old_logs:
-            take_over(log, old_logs, self.shards, self.topology, self.checkpointer, now_ns, progress)
+            take_over(log, epoch, old_logs, self.shards, self.topology, self.checkpointer, now_ns, progress)
         else:
-            recover(log, self.shards, self.topology, now_ns, progress)
+            recover(log, epoch, self.shards, self.topology, now_ns, progress)
         self.durable = log.durable
         if topology:
             self.topology.begin_handback(frontends)

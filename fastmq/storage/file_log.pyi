@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 from fastmq.storage.files import Files
 from fastmq.storage.journal_reader import JournalReader
-from fastmq.storage.log import Log
+from fastmq.storage.log import Log, LogReader
 
 class FileLog(Log):
     folder: str
@@ -20,4 +20,5 @@ class FileLog(Log):
         needs_checkpoint: bool = True,
         unit_size: int = ...,
     ) -> None: ...
+    def open(self, epoch: int, reader: LogReader | None = None) -> int: ...
     def read(self, position: int = 1) -> JournalReader: ...

@@ -151,18 +151,18 @@ cdef class FileLog(Log):
         call, name = self.journal.failure.call.decode(), self.journal.failure.name.decode(errors="replace")
         return OSError(number, f"{call}: {os.strerror(number)}", os.path.join(self.folder, name))
 
-    def open(self, epoch: int) -> int:
-        """Read and check everything, cut a tear, and begin to write with the next entry.
+    def open(self, epoch: int, reader: JournalReader | None = None) -> int:
+        """Read and check everything that `reader`, of `read`, has not yet read; cut a tear, and begin to write with the next entry.
 
         Raises JournalDamaged, OSError, and FastMQError when another owner had this epoch or a higher one; then nothing was changed.
         """
-        cdef JournalReader reader
         if self.was_opened:
             raise FastMQError("a FileLog is opened once")
-        self.files.make_folder(self.folder)
-        checkpoint = Checkpoint(self.files, self.folder)
-        reader = JournalReader(self.files, self.folder, checkpoint.position + 1)
+        if reader is None:
+            self.files.make_folder(self.folder)
+            reader = self.read()
         position = reader.read_all()
+        checkpoint = reader.checkpoint
         check_together(checkpoint, reader, self.needs_checkpoint)
         highest = max(reader.epoch, checkpoint.epoch)
         if epoch <= highest:
@@ -293,6 +293,7 @@ cdef class FileLog(Log):
     def read(self, position: int = 1) -> JournalReader:
         checkpoint = Checkpoint(self.files, self.folder)
         reader = JournalReader(self.files, self.folder, max(position, checkpoint.position + 1))
+        check_together(checkpoint, reader, self.needs_checkpoint)
         reader.begin_with(checkpoint)
         return reader
 

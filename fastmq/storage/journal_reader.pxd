@@ -33,7 +33,7 @@ cdef struct SegmentFile:        # what its head says
 
 
 cdef class JournalReader(LogReader):
-    cdef Checkpoint checkpoint          # None: there is none
+    cdef readonly Checkpoint checkpoint     # that it began with; None: with none
     cdef bint gives_checkpoint          # its entries are still to be given
     cdef Files files
     cdef FileCalls* calls

@@ -28,12 +28,12 @@ def segment_names(files: Files, folder: str) -> list[str]:
 
 
 def check_together(checkpoint: Checkpoint, reader: JournalReader, needs_checkpoint: bool = True) -> None:
-    """After everything was read: nothing is missing between the checkpoint and the journal's first entry (`needs_checkpoint`), and the
+    """Nothing is missing between the checkpoint and the journal's first entry (`needs_checkpoint`), and, once everything was read, the
     journal reaches as far as the checkpoint. Raises JournalDamaged."""
     what = ""
     if needs_checkpoint and reader.first > checkpoint.position + 1:
         what = f"the journal begins with position {reader.first}, and the checkpoint reaches to {checkpoint.position}"
-    elif reader.expected <= checkpoint.position:
+    elif reader.ended and reader.expected <= checkpoint.position:
         what = f"the journal ends with position {reader.expected - 1}, and the checkpoint rests on {checkpoint.position}"
     if what:
         raise JournalDamaged(f"{reader.folder}: {what}; files are missing, which only a backup has", reader.folder, 0)
@@ -314,6 +314,11 @@ cdef class JournalReader(LogReader):
     def first(self) -> int:
         """The position of the first entry that is kept (of the next one, where there is none)."""
         return self.segments[0].first if self.count else 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything was read."""
+        return self.state != READER_READS
 
     @property
     def segment_count(self) -> int:

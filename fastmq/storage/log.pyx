@@ -129,8 +129,9 @@ cdef class Log:
         if self.failed:
             raise self.error
 
-    def open(self, epoch: int) -> int:
-        """Become the owner, with an epoch above every earlier one; the last durable position."""
+    def open(self, epoch: int, reader: LogReader | None = None) -> int:
+        """Become the owner, with an epoch above every earlier one; the last durable position. `reader`: what `read` gave and was read since;
+        without it, or where it has not come to the end, all that is left is read and checked."""
         return self.durable
 
     def fileno(self) -> int:
@@ -138,8 +139,8 @@ cdef class Log:
         return -1
 
     def read(self, position: int = 1) -> LogReader:
-        """The checkpoint's entries (position 0), then the durable ones from `position` on, in order; those that were trimmed are passed over.
-        After `open`, before `append`."""
+        """The checkpoint's entries (position 0), then those in the journal from `position` on, in order; those that were trimmed are passed
+        over. Before `append`; what is read before `open` may not be durable before that."""
         return LogReader()
 
     def trim(self, position: int) -> None:
