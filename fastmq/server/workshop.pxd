@@ -83,7 +83,7 @@ cdef class Workshop:
     cdef void add_outcome(self, const EffectHead* effect, const LinkOutcome* outcome) noexcept nogil
     cdef void keep(self, Shard shard) noexcept nogil
     cdef void submit_log(self) noexcept nogil
-    cdef bint write_log_here(self) noexcept nogil
+    cdef void write_log_here(self) noexcept nogil
     cdef void hear_log(self) noexcept nogil
     cdef void fly(self) noexcept nogil
     cdef void land(self) noexcept nogil

@@ -180,7 +180,7 @@ cdef class Workshop:
 
     cdef bint turn(self, int64_t now_ns, int64_t now_ms) noexcept nogil:
         """Read, handle, deliver, send, ring. True: there may be more to do at once."""
-        cdef bint busy, alone, more = False
+        cdef bint busy, more = False
         cdef uint32_t shard
         cdef int i
         self.now_ns = now_ns
@@ -205,12 +205,11 @@ cdef class Workshop:
                 more = self.checkpointer.turn(now_ns) or more
                 if self.checkpointer.failed:
                     self.fail()
-            alone = not more and self.log.appended != self.log.submitted and self.write_log_here()
+            if not more and self.log.appended != self.log.submitted:
+                self.write_log_here()
             if self.log.appended != self.log.submitted:
                 self.submit_log()
             self.send()
-            if alone:
-                self.log.write_news()
         return (busy or more or self.touched.count != 0) and not self.failed     # what the log has by now may have touched shards
 
     cdef void send(self) noexcept nogil:
@@ -346,24 +345,23 @@ cdef class Workshop:
         self.log_due_ns = 0
         self.fly()
 
-    cdef bint write_log_here(self) noexcept nogil:
+    cdef void write_log_here(self) noexcept nogil:
         """Where a client that publishes one message at a time is all there is to do, write and sync on this thread: two wakes less are a
-        third of what the sync takes (docs/architecture.md). Whether that was done."""
+        third of what the sync takes (docs/architecture.md)."""
         cdef uint64_t since = self.handled - self.urgent_handled
         if not self.log_is_urgent:
-            return False
+            return
         self.urgent_handled = self.handled
         if since > LONE_COUNT or self.flying_position > self.durable:
-            return False
+            return
         self.send()                         # a transient message would wait for the sync
         if not self.log.write_here():
-            return False
+            return
         self.log_is_urgent = False
         self.log_due_ns = 0
         self.fly()
         self.log.peek()
         self.hear_log()
-        return True
 
     cdef void fly(self) noexcept nogil:
         """What was submitted is on its way, and its outcomes with it, unless earlier ones still are."""

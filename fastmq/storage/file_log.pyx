@@ -13,17 +13,18 @@ from fastmq.storage.extents cimport (
     Extents, extents_add, extents_checkpoint, extents_free, extents_next, extents_read, extents_release,
     extents_start, extents_stop, extents_write,
 )
+from fastmq.storage.blocks cimport blocks_init
 from fastmq.storage.files cimport FileCalls, open_file, read_all, write_all
 from fastmq.storage.journal cimport (
-    SPARES_MAX, Segment, Spare, journal_append, journal_checkpointed, journal_news_here, journal_start, journal_stop, journal_submit,
+    SPARES_MAX, Segment, Spare, journal_append, journal_checkpointed, journal_start, journal_stop, journal_submit,
     journal_trim, journal_write_here,
 )
 from fastmq.storage.journal_reader cimport JournalReader, SegmentFile
 from fastmq.storage.keeper cimport keep_house
 from fastmq.storage.log cimport RECORDS_DURABLE, ExtentRead
 from fastmq.storage.posix cimport (
-    EFD_CLOEXEC, EFD_NONBLOCK, O_RDWR, atomic_load, bell_quiet, close, cond_init, eventfd, pthread_cond_destroy, pthread_mutex_destroy,
-    pthread_mutex_init,
+    EFD_CLOEXEC, EFD_NONBLOCK, O_DIRECT, O_RDWR, atomic_load, bell_quiet, close, cond_init, eventfd, pthread_cond_destroy,
+    pthread_mutex_destroy, pthread_mutex_init,
 )
 from fastmq.storage.units cimport units_grow
 from fastmq.wire.buffer cimport Buffer, buffer_add
@@ -57,6 +58,8 @@ cdef class FileLog(Log):
         self.extents.fd = -1
         pthread_mutex_init(&self.extents.lock, NULL)
         cond_init(&self.extents.work)
+        if not blocks_init(&self.journal.blocks):
+            raise MemoryError
 
     def __init__(self, folder: str, *, record_level: int = RECORDS_DURABLE, segment_size: int = SEGMENT_SIZE, files: Files | None = None,
                  say: object = None, needs_checkpoint: bool = True, unit_size: int = EXTENT_UNIT_SIZE) -> None:
@@ -106,9 +109,6 @@ cdef class FileLog(Log):
             return False
         self.submitted = self.appended
         return True
-
-    cdef void write_news(self) noexcept nogil:
-        journal_news_here(&self.journal)
 
     cdef uint64_t look(self) noexcept nogil:
         cdef uint64_t rung = atomic_load(&self.journal.rung)
@@ -248,7 +248,7 @@ cdef class FileLog(Log):
         cdef int fd
         self.journal.spare_serial = max(self.journal.spare_serial, serial + 1)
         if self.journal.spare_count < SPARES_MAX:
-            fd = open_file(calls, path, O_RDWR)
+            fd = open_file(calls, path, O_RDWR | O_DIRECT)
             if fd >= 0 and calls.size(calls.self, fd) == <int64_t> self.journal.segment_size:
                 spare.serial = serial
                 spare.size = self.journal.segment_size

@@ -18,7 +18,14 @@ cdef extern from * nogil:
 
     #define SAID(call) __extension__ ({ int64_t said = (call); said < 0 ? (int64_t) -errno : said; })
 
-    static int files_open(void *self, const char *path, int flags) { return (int) SAID(open(path, flags | O_CLOEXEC, 0600)); }
+    /* Where a file system, or a disk, takes no O_DIRECT, the file is as any other. */
+    static int files_open(void *self, const char *path, int flags) {
+        int fd = open(path, flags | O_CLOEXEC, 0600);
+        if (fd < 0 && errno == EINVAL && flags & O_DIRECT) fd = open(path, (flags & ~O_DIRECT) | O_CLOEXEC, 0600);
+        if (fd < 0) return -errno;
+        if ((flags & O_ACCMODE) == O_RDONLY) posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+        return fd;
+    }
     static int files_close(void *self, int fd) { return (int) SAID(close(fd)); }
     static int64_t files_size(void *self, int fd) {
         struct stat found;
@@ -30,6 +37,11 @@ cdef extern from * nogil:
     #define BEGUN_SIZE (1 << 18)        /* from which on the disk begins at once */
     static int64_t files_pwrite(void *self, int fd, const uint8_t *data, size_t size, uint64_t offset) {
         ssize_t done = pwrite(fd, data, size < PIECE_SIZE ? size : PIECE_SIZE, (off_t) offset);
+        if (done < 0 && errno == EINVAL) {
+            int flags = fcntl(fd, F_GETFL);
+            if (flags < 0 || !(flags & O_DIRECT) || fcntl(fd, F_SETFL, flags & ~O_DIRECT) < 0) return -EINVAL;
+            done = pwrite(fd, data, size < PIECE_SIZE ? size : PIECE_SIZE, (off_t) offset);
+        }
         if (done < 0) return -errno;
         if (done >= BEGUN_SIZE) sync_file_range(fd, (off_t) offset, done, SYNC_FILE_RANGE_WRITE);
         return done;

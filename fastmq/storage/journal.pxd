@@ -6,10 +6,11 @@
 # is under `lock`, which nobody holds during a call that can wait. While the writer has nothing to do the worker may take its place for one
 # small batch, if syncs have been quick of late: a disk that stalls holds up the worker once, and not again before it was quick for a while.
 #
-#     worker: append -> fill --submit: mark--> writer: fill <-> flight, write, sync, `durable`, bell; nothing more to do: an empty batch
+#     worker: append -> fill --submit: mark--> writer: fill <-> flight, write, sync, `durable`, bell; nothing for a while: an empty batch
 #     keeper: spare-N ready (made, or a segment that is not needed any more) --roll--> writer: head, first batch, sync, rename, sync the folder
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from fastmq.storage.blocks cimport Blocks
 from fastmq.storage.files cimport FileCalls
 from fastmq.storage.posix cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from fastmq.wire.buffer cimport Buffer
@@ -61,7 +62,9 @@ cdef struct Journal:
     pthread_cond_t watch        # for who waits in `journal_wait`
     uint64_t watched            # the position that is waited for; 0: none
     bint unwatched              # nobody may wait any more
-    bint idle                   # the writer waits for work
+    bint idle                   # the writer waits for work,
+    bint dozes                  # and only for a while
+    int64_t wrote_ns            # when the last batch was durable
     bint lent                   # the worker is in the writer's place, and writes itself
     bint waiting                # for room
     bint closing
@@ -89,6 +92,7 @@ cdef struct Journal:
     Segment segment             # it; `last` is that of the last batch written
     uint64_t salt
     uint64_t offset             # where the next batch goes
+    Blocks blocks               # what goes there
     uint64_t batches            # in this segment
     uint64_t quick              # syncs in a row that took little time
     uint64_t known              # `durable` as the last batch says it
@@ -102,7 +106,6 @@ cdef struct Journal:
 cdef bint journal_append(Journal* j, uint32_t shard, const uint8_t* data, size_t size) noexcept nogil
 cdef void journal_submit(Journal* j) noexcept nogil
 cdef bint journal_write_here(Journal* j) noexcept nogil
-cdef void journal_news_here(Journal* j) noexcept nogil
 cdef void journal_trim(Journal* j, uint64_t position) noexcept nogil
 cdef int journal_start(Journal* j, void* (*keep_house)(void*) noexcept nogil) noexcept nogil
 cdef void journal_stop(Journal* j) noexcept nogil

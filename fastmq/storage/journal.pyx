@@ -2,14 +2,15 @@
 from libc.errno cimport ENOSPC
 from libc.string cimport memcpy, memset, strncpy
 
+from fastmq.storage.blocks cimport blocks_begin, blocks_free, blocks_write
 from fastmq.storage.failpoints cimport (
     AFTER_ROLL, AFTER_SYNC_BEFORE_CONFIRM, AFTER_WRITE_BEFORE_SYNC, BEFORE_WRITE, MID_ROLL, MID_WRITE, armed, failpoint,
 )
-from fastmq.storage.files cimport PATH_SIZE_MAX, write_all
+from fastmq.storage.files cimport PATH_SIZE_MAX
 from fastmq.storage.log cimport EntryHead
 from fastmq.storage.posix cimport (
-    atomic_store, bell_ring, monotonic_ns, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_join, pthread_mutex_lock,
-    pthread_mutex_unlock, random_bytes, snprintf, start_thread,
+    atomic_store, bell_ring, cond_wait_ns, monotonic_ns, pthread_cond_broadcast, pthread_cond_signal, pthread_cond_wait, pthread_join,
+    pthread_mutex_lock, pthread_mutex_unlock, random_bytes, snprintf, start_thread,
 )
 from fastmq.storage.segments cimport (
     BATCH_MARK, BYTE_ORDER_MARK, FORMAT_VERSION, SEGMENT_HEAD_SIZE, SEGMENT_MARK, SEGMENT_RECYCLED, BatchHead, SegmentHead, batch_crc,
@@ -25,6 +26,7 @@ cdef enum:
     WRITE_HERE_MAX = 8192               # bytes of a batch that the worker may write itself
     QUICK_NS = 1000000                  # a sync that took less was quick
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
+    NEWS_NS = 10000000                  # for so long nothing was submitted when an empty batch is written: the next one would wait for it
 
 cdef enum Task:
     TASK_BATCH, TASK_NEWS, TASK_END
@@ -95,22 +97,12 @@ cdef bint journal_write_here(Journal* j) noexcept nogil:
     return mine
 
 
-cdef void journal_news_here(Journal* j) noexcept nogil:
-    """What the writer does when it has nothing else to do, which it does not know of where this thread wrote."""
-    cdef bint mine
-    pthread_mutex_lock(&j.lock)
-    mine = j.idle and j.mark == 0 and j.failure.error == 0 and owes_news(j)
-    j.lent = mine
-    pthread_mutex_unlock(&j.lock)
-    if mine:
-        write_news(j)
-        give_back(j)
-
-
 cdef void give_back(Journal* j) noexcept nogil:
-    """The writer's place is the writer's again."""
+    """The writer's place is the writer's again. It owes news of what was written here."""
     pthread_mutex_lock(&j.lock)
     j.lent = False
+    if not j.dozes:
+        pthread_cond_signal(&j.work)
     pthread_mutex_unlock(&j.lock)
 
 
@@ -163,6 +155,7 @@ cdef void journal_stop(Journal* j) noexcept nogil:
     buffer_free(&j.fill)
     buffer_free(&j.flight)
     buffer_free(&j.finished)
+    blocks_free(&j.blocks)
 
 
 cdef void journal_tell(Journal* j) noexcept nogil:
@@ -249,6 +242,7 @@ cdef void* write_batches(void* argument) noexcept nogil:
 cdef Task next_task(Journal* j) noexcept nogil:
     """What to do; waits for it."""
     cdef Task task
+    cdef int64_t quiet
     pthread_mutex_lock(&j.lock)
     while True:
         if j.failure.error:
@@ -259,8 +253,14 @@ cdef Task next_task(Journal* j) noexcept nogil:
                 task = TASK_BATCH
                 break
             if owes_news(j):
-                task = TASK_NEWS
-                break
+                quiet = j.wrote_ns + NEWS_NS - monotonic_ns()
+                if quiet <= 0 or j.closing:
+                    task = TASK_NEWS
+                    break
+                j.idle = j.dozes = True
+                cond_wait_ns(&j.work, &j.lock, quiet)
+                j.idle = j.dozes = False
+                continue
             if j.closing:
                 task = TASK_END
                 break
@@ -308,17 +308,20 @@ cdef bint take_fill(Journal* j) noexcept nogil:
 cdef void write_batch(Journal* j) noexcept nogil:
     """Make the batch in flight durable, and say so."""
     cdef size_t size = j.flight.size
-    cdef int64_t began
-    cdef int failed
+    cdef size_t half = 0
+    cdef int64_t began, ended
+    cdef int failed = 0
     if j.fd < 0 or j.offset + size > j.segment.size:
         if not roll(j, size):
             return
     head_batch(j, <BatchHead*> j.flight.data, j.flight_first, j.flight_count, size - sizeof(BatchHead))
     failpoint(BEFORE_WRITE)
     if armed == MID_WRITE:
-        write_all(j.files, j.fd, j.flight.data, size // 2, j.offset)
+        half = size // 2
+        failed = blocks_write(&j.blocks, j.files, j.fd, j.flight.data, half, j.offset)
         failpoint(MID_WRITE)
-    failed = write_all(j.files, j.fd, j.flight.data, size, j.offset)
+    if failed == 0:
+        failed = blocks_write(&j.blocks, j.files, j.fd, j.flight.data + half, size - half, j.offset + half)
     if failed:
         fail_segment(j, b"pwrite", failed)
         return
@@ -328,7 +331,8 @@ cdef void write_batch(Journal* j) noexcept nogil:
     if failed:
         fail_segment(j, b"fdatasync", failed)
         return
-    j.quick = j.quick + 1 if monotonic_ns() - began < QUICK_NS else 0
+    ended = monotonic_ns()
+    j.quick = j.quick + 1 if ended - began < QUICK_NS else 0
     if not j.named and not name_segment(j):
         return
     failpoint(AFTER_SYNC_BEFORE_CONFIRM)
@@ -338,15 +342,16 @@ cdef void write_batch(Journal* j) noexcept nogil:
     j.segment.last = j.flight_first + j.flight_count - 1
     j.known = (<BatchHead*> j.flight.data).durable
     atomic_store(&j.durable, j.segment.last)
-    say_durable(j)
+    say_durable(j, ended)
     if j.flight.room > BUFFER_KEEP_SIZE:
         buffer_free(&j.flight)
     if j.offset > j.segment.size // 4:
         ask_room(j, 0)
 
 
-cdef void say_durable(Journal* j) noexcept nogil:
+cdef void say_durable(Journal* j, int64_t now_ns) noexcept nogil:
     pthread_mutex_lock(&j.lock)
+    j.wrote_ns = now_ns
     if not j.lent:                          # else the worker is here itself, and looks when it is back
         journal_tell(j)
     if j.watched and j.durable >= j.watched:
@@ -370,7 +375,7 @@ cdef void write_news(Journal* j) noexcept nogil:
     cdef BatchHead head
     cdef int failed
     head_batch(j, &head, j.durable + 1, 0, 0)
-    failed = write_all(j.files, j.fd, <const uint8_t*> &head, sizeof(head), j.offset)
+    failed = blocks_write(&j.blocks, j.files, j.fd, <const uint8_t*> &head, sizeof(head), j.offset)
     if failed:
         fail_segment(j, b"pwrite", failed)
         return
@@ -412,7 +417,8 @@ cdef bint roll(Journal* j, size_t size) noexcept nogil:
     h.epoch = j.epoch
     h.flags = SEGMENT_RECYCLED if spare.recycled else 0
     h.crc = segment_crc(h)
-    failed = write_all(j.files, j.fd, head, SEGMENT_HEAD_SIZE, 0)
+    blocks_begin(&j.blocks)
+    failed = blocks_write(&j.blocks, j.files, j.fd, head, SEGMENT_HEAD_SIZE, 0)
     if failed:
         fail_segment(j, b"pwrite", failed)
     return not failed

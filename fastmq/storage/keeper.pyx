@@ -1,15 +1,16 @@
 """The journal's keeper: it recycles what was trimmed and makes spares ready (see journal.pxd)."""
 from libc.errno cimport EDQUOT, EINTR, ENOSPC, EOPNOTSUPP
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 
+from fastmq.storage.blocks cimport blocks_zeros
 from fastmq.storage.failpoints cimport MID_RECYCLE, MID_TRIM, failpoint
 from fastmq.storage.files cimport PATH_SIZE_MAX, open_file, write_all
 from fastmq.storage.journal cimport (
     SPARES_MAX, Journal, Segment, Spare, journal_fail, journal_tell, segment_path, spare_path,
 )
 from fastmq.storage.posix cimport (
-    ECANCELED, O_CREAT, O_EXCL, O_RDWR, atomic_store, cond_wait_ns, pthread_cond_signal, pthread_cond_wait, pthread_mutex_lock,
+    ECANCELED, O_CREAT, O_DIRECT, O_EXCL, O_RDWR, atomic_store, cond_wait_ns, pthread_cond_signal, pthread_cond_wait, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
 from fastmq.wire.buffer cimport buffer_drop_front
@@ -75,7 +76,7 @@ cdef void recycle(Journal* j, const Segment* segment) noexcept nogil:
         j.spare_serial += 1
         failed = j.files.rename(j.files.self, old, new)
         if failed == 0:
-            spare.fd = open_file(j.files, new, O_RDWR)
+            spare.fd = open_file(j.files, new, O_RDWR | O_DIRECT)
             failed = spare.fd if spare.fd < 0 else 0
     else:
         failed = j.files.unlink(j.files.self, old)
@@ -123,7 +124,7 @@ cdef void make_spare(Journal* j, uint64_t size) noexcept nogil:
     j.spare_serial += 1
     spare.size = size
     spare.recycled = False
-    spare.fd = open_file(j.files, path, O_RDWR | O_CREAT | O_EXCL)
+    spare.fd = open_file(j.files, path, O_RDWR | O_CREAT | O_EXCL | O_DIRECT)
     failed = spare.fd if spare.fd < 0 else fill_spare(j, spare.fd, size)
     if failed == 0:
         keep_spare(j, &spare)
@@ -170,7 +171,7 @@ cdef int fill_spare(Journal* j, int fd, uint64_t size) noexcept nogil:
         return j.files.fdatasync(j.files.self, fd)
     if failed and failed != -EOPNOTSUPP:
         return failed
-    zeros = <uint8_t*> calloc(1, ZEROS_SIZE)
+    zeros = blocks_zeros(ZEROS_SIZE)
     if zeros == NULL:
         return -ENOSPC
     failed = 0

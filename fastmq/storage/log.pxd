@@ -87,7 +87,6 @@ cdef class Log:
     cdef bint append(self, uint32_t shard, const uint8_t* records, size_t size) noexcept nogil
     cdef void submit(self) noexcept nogil
     cdef bint write_here(self) noexcept nogil
-    cdef void write_news(self) noexcept nogil
     cdef uint64_t look(self) noexcept nogil
     cdef uint64_t peek(self) noexcept nogil
     cdef bint extent_write(self, uint64_t number, Buffer* payload) noexcept nogil

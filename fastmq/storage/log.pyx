@@ -51,12 +51,8 @@ cdef class Log:
 
     cdef bint write_here(self) noexcept nogil:
         """As `submit`, but this thread writes and waits for the sync, if the journal thread has nothing to do, the batch is small and the
-        disk has been quick of late; the bell does not ring for it, and `write_news` is owed. False: it did not, and nothing is submitted."""
+        disk has been quick of late; the bell does not ring for it. False: it did not, and nothing is submitted."""
         return False
-
-    cdef void write_news(self) noexcept nogil:
-        """After `write_here`, when nobody waits any more: write down that the batch is durable."""
-        pass
 
     cdef void submit(self) noexcept nogil:
         """Give the batch that fills to the journal thread, unless one is in flight or nothing was appended. A batch is there whole or not

@@ -70,7 +70,7 @@ cdef extern from * nogil:
     ctypedef unsigned long pthread_t
     int EBADMSG, ECANCELED
     int EFD_CLOEXEC, EFD_NONBLOCK
-    int O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_CLOEXEC, O_DIRECTORY
+    int O_RDWR, O_RDONLY, O_CREAT, O_EXCL, O_CLOEXEC, O_DIRECT, O_DIRECTORY
     int pthread_mutex_init(pthread_mutex_t*, void*)
     int pthread_mutex_destroy(pthread_mutex_t*)
     int pthread_mutex_lock(pthread_mutex_t*)

@@ -3,21 +3,23 @@
 `noted` lists what was done, in order, each inode by its number:
 ("open", path, inode, created), ("write", inode, offset, bytes), ("size", inode, size), ("sync", inode), ("rename", old, new, inode),
 ("unlink", path), ("sync_folder",), and what the test itself notes. `fail_at` fails the N-th call that can fail, with `fail_with`: an errno, or
-SHORT, which lets a write do half of its work and anything else fail with EIO.
+SHORT, which lets a write do half of its work and anything else fail with EIO. Who opens a file with O_DIRECT and writes anything but whole
+sectors from aligned memory gets EINVAL, as from a kernel.
 """
 import os
 
-from libc.errno cimport EAGAIN, EBADF, EEXIST, EIO, ENOENT, ENOSPC
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EINVAL, EIO, ENOENT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmq.storage.file_log cimport FileLog
-from fastmq.storage.files cimport FileCalls, Files
+from fastmq.storage.files cimport FileCalls, Files, open_file, write_all
 from fastmq.storage.journal cimport QUICK_COUNT
 from fastmq.storage.log cimport ExtentRead, Log
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 
 SHORT = -1
+SECTOR_SIZE = 512
 
 
 cdef class Inode:
@@ -35,6 +37,7 @@ cdef class MemoryDisk(Files):
     cdef public list noted
     cdef public list inodes
     cdef dict handles
+    cdef set direct                     # descriptors
     cdef int next_fd
     cdef public int count               # calls so far
     cdef public int fail_at
@@ -50,7 +53,7 @@ cdef class MemoryDisk(Files):
     cdef public bint syncs_late         # True: a sync is done when the next one is asked for, as if confirms left before it
 
     def __init__(self, paths=None):
-        self.noted, self.handles, self.inodes = [], {}, []
+        self.noted, self.handles, self.direct, self.inodes = [], {}, set(), []
         self.paths = {}
         for path, data in (paths or {}).items():
             self.paths[path] = self.new_inode(data)
@@ -114,6 +117,8 @@ cdef int disk_open(void* me, const char* path, int flags) noexcept with gil:
         return -EEXIST
     disk.next_fd += 1
     disk.handles[disk.next_fd] = inode
+    if flags & os.O_DIRECT:
+        disk.direct.add(disk.next_fd)
     return disk.next_fd
 
 
@@ -131,6 +136,8 @@ cdef int64_t disk_size(void* me, int fd) noexcept with gil:
 cdef int64_t disk_pwrite(void* me, int fd, const uint8_t* data, size_t size, uint64_t offset) noexcept with gil:
     cdef MemoryDisk disk = <MemoryDisk> me
     cdef int fault = disk.fault("pwrite")
+    if fd in disk.direct and (offset | size | <uint64_t> data) % SECTOR_SIZE:
+        return -EINVAL
     if fault == SHORT and size > 1:
         size //= 2
     elif fault:
@@ -262,6 +269,21 @@ cdef int disk_lock(void* me, const char* path) noexcept with gil:
     return disk.next_fd
 
 
+# ---- the real table
+
+def write_directly(path: str, data: bytes, offset: int) -> None:
+    """Write it, from wherever it lies, into a file that is opened with O_DIRECT."""
+    files = Files()
+    cdef FileCalls* calls = &files.calls
+    cdef int fd = open_file(calls, os.fsencode(path), os.O_RDWR | os.O_CREAT | os.O_DIRECT)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), path)
+    cdef int failed = write_all(calls, fd, data, len(data), offset)
+    calls.close(calls.self, fd)
+    if failed:
+        raise OSError(-failed, os.strerror(-failed), path)
+
+
 # ---- a log from Python
 
 def append(log: Log, shard: int, data: bytes) -> bool:
@@ -273,13 +295,10 @@ def submit(log: Log) -> None:
     log.submit()
 
 
-def write_here(log: FileLog, news: bool = True) -> bool:
+def write_here(log: FileLog) -> bool:
     """The caller writes the batch himself, if the writer has nothing to do: its syncs count as quick."""
     (<FileLog> log).journal.quick = QUICK_COUNT
-    done = log.write_here()
-    if done and news:
-        log.write_news()
-    return done
+    return log.write_here()
 
 
 def look(log: Log) -> int:

@@ -54,6 +54,29 @@ def test_entries_are_read_again_in_order_by_the_next_owner(folder):
         log.close()
 
 
+def test_journal_passes_by_the_page_cache_where_that_can_be(folder, tmp_path):
+    try:
+        os.close(os.open(tmp_path, os.O_RDWR | os.O_DIRECT | os.O_TMPFILE))
+    except OSError:
+        pytest.skip("the file system of the temporary folder knows no O_DIRECT")
+    log = FileLog(folder)
+    log.open(1)
+    log.add(0, b"one")
+    log.make_durable()
+    files = {os.readlink(f"/proc/self/fd/{name}"): name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
+    name = files[os.path.join(folder, "journal-0000000000000001")]
+    flags = next(line for line in Path(f"/proc/self/fdinfo/{name}").read_text().splitlines() if line.startswith("flags:"))
+    log.close()
+    assert int(flags.split()[1], 8) & os.O_DIRECT
+
+
+def test_what_a_disk_does_not_take_directly_is_written_all_the_same(tmp_path):
+    """The table of file calls turns O_DIRECT off where the kernel refuses a write for it: this one is of no sector's size, place or memory."""
+    path = tmp_path / "file"
+    disk().write_directly(str(path), b"0123456789", 3)
+    assert path.read_bytes() == b"\0\0\x000123456789"
+
+
 @pytest.mark.parametrize("position", [1, 2, 17, 50, 51])
 def test_reading_begins_at_any_position(folder, position):
     entries = written(folder, 40)[:]

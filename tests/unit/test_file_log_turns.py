@@ -1,6 +1,7 @@
 """The file log's two sides: what the worker appends and submits, and what the journal's thread makes durable meanwhile."""
 
 import errno
+import itertools
 import random
 
 import pytest
@@ -49,6 +50,7 @@ def test_damage_to_the_batch_that_the_worker_wrote_last_is_no_tear():
     disk().submit(log)
     wait_until(lambda: disk().look(log) == 1, what="the first entry to be durable")
     write_here(log, b"the last")
+    wait_until(lambda: files.noted[-1][0] == "write", what="an empty batch behind it, which is not synced")
     paths = files.contents()
     log.close()
     (name,) = (path for path in paths if "journal" in path)
@@ -56,6 +58,26 @@ def test_damage_to_the_batch_that_the_worker_wrote_last_is_no_tear():
     paths[name] = paths[name][:at] + b"T" + paths[name][at + 1:]
     with pytest.raises(JournalDamaged):
         FileLog("/log", files=disk().MemoryDisk(paths), segment_size=65536, needs_checkpoint=False).open(2)
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_news_wait_until_nothing_has_been_written_for_a_while(here):
+    """The next batch would wait for them."""
+    files = disk().MemoryDisk()
+    log = FileLog("/log", files=files, segment_size=65536)
+    log.open(1)
+    log.add(0, b"first")
+    log.make_durable()
+    for _ in range(100):
+        if here:
+            write_here(log, b"more")
+        else:
+            log.add(0, b"more")
+            log.make_durable()
+    calls = [call[0] for call in files.noted if call[0] in ("write", "sync")]
+    assert sum(pair == ("write", "write") for pair in itertools.pairwise(calls)) < 50, "news are writes without a sync"
+    wait_until(lambda: files.noted[-1][0] == "write", what="the news")
+    log.close()
 
 
 def test_failed_sync_of_the_worker_itself_ends_the_log():
