@@ -72,7 +72,7 @@ def dump(as_json: bool, position: int, folder: str) -> int:
         checkpoint = Checkpoint(files, journal)
         reader = JournalReader(files, journal, max(position, checkpoint.position + 1))
         if position <= checkpoint.position:
-            reader.begin_with(checkpoint)
+            reader.begin_with(checkpoint, needs_checkpoint=False)
         for at, shard, data in reader:
             if as_json:
                 write_json({"journal": journal, "position": at, "shard": shard, "size": len(data), "data": data})

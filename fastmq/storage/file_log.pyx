@@ -30,7 +30,6 @@ from fastmq.storage.units cimport units_grow
 from fastmq.wire.buffer cimport Buffer, buffer_add
 
 from fastmq.errors import FastMQError, JournalDamaged
-from fastmq.storage.journal_reader import check_together
 
 
 cdef enum:
@@ -42,7 +41,7 @@ cdef enum:
 @cython.no_gc_clear                     # its end uses the table of calls in `files`, and so do its threads
 @cython.final
 cdef class FileLog(Log):
-    """The log in `folder`, which is made if need be. `say`: called with a sentence about what recovery cut.
+    """The log in `folder`, which `open` makes if need be. `say`: called with a sentence about what recovery cut.
 
     For tests: `record_level`; `segment_size`, bytes, a multiple of 4096; `files`, the table of file calls; not `needs_checkpoint`: a journal
     may lack its beginning, which `trim` took; `unit_size` of the extents where there is no checkpoint yet.
@@ -58,8 +57,6 @@ cdef class FileLog(Log):
         self.extents.fd = -1
         pthread_mutex_init(&self.extents.lock, NULL)
         cond_init(&self.extents.work)
-        if not blocks_init(&self.journal.blocks):
-            raise MemoryError
 
     def __init__(self, folder: str, *, record_level: int = RECORDS_DURABLE, segment_size: int = SEGMENT_SIZE, files: Files | None = None,
                  say: object = None, needs_checkpoint: bool = True, unit_size: int = EXTENT_UNIT_SIZE) -> None:
@@ -152,7 +149,7 @@ cdef class FileLog(Log):
         return OSError(number, f"{call}: {os.strerror(number)}", os.path.join(self.folder, name))
 
     def open(self, epoch: int, reader: JournalReader | None = None) -> int:
-        """Read and check everything that `reader`, of `read`, has not yet read; cut a tear, and begin to write with the next entry.
+        """Read and check what is left of `reader` (of `read`; None: everything), cut a tear, and begin to write with the next entry.
 
         Raises JournalDamaged, OSError, and FastMQError when another owner had this epoch or a higher one; then nothing was changed.
         """
@@ -163,7 +160,6 @@ cdef class FileLog(Log):
             reader = self.read()
         position = reader.read_all()
         checkpoint = reader.checkpoint
-        check_together(checkpoint, reader, self.needs_checkpoint)
         highest = max(reader.epoch, checkpoint.epoch)
         if epoch <= highest:
             raise FastMQError(f"the journal in {self.folder} has had an owner of epoch {highest}, and this one has {epoch}", "stale-epoch")
@@ -181,6 +177,8 @@ cdef class FileLog(Log):
         self.journal.bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.journal.bell < 0:
             raise OSError("no eventfd for the journal")
+        if not blocks_init(&self.journal.blocks):
+            raise MemoryError
         self.extents.checkpointed = self.checkpointed = checkpoint.position
         self.extents.tail_begin = journal_checkpointed(&self.journal, checkpoint.position)
         self.is_open = self.was_opened = True
@@ -205,7 +203,7 @@ cdef class FileLog(Log):
             raise OSError(-fd, os.strerror(-fd), path.decode(errors="replace"))
         data = <uint8_t*> malloc(size + 1)
         with nogil:
-            failed = 0 if data != NULL and read_all(calls, fd, data, size, r.doubt) == <int64_t> size else -EIO
+            failed = 0 if data != NULL and read_all(calls, fd, data, size, r.doubt) == <int64_t> size and r.sound(data, size) else -EIO
             if failed == 0:
                 failed = write_all(calls, fd, data, size, r.doubt)
             if failed == 0:
@@ -293,8 +291,7 @@ cdef class FileLog(Log):
     def read(self, position: int = 1) -> JournalReader:
         checkpoint = Checkpoint(self.files, self.folder)
         reader = JournalReader(self.files, self.folder, max(position, checkpoint.position + 1))
-        check_together(checkpoint, reader, self.needs_checkpoint)
-        reader.begin_with(checkpoint)
+        reader.begin_with(checkpoint, self.needs_checkpoint)
         return reader
 
     def trim(self, position: int) -> None:

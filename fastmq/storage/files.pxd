@@ -18,6 +18,7 @@ cdef struct FileCalls:
     int64_t (*size)(void* self, int fd) noexcept nogil
     int64_t (*pwrite)(void* self, int fd, const uint8_t* data, size_t size, uint64_t offset) noexcept nogil
     int64_t (*pread)(void* self, int fd, uint8_t* data, size_t size, uint64_t offset) noexcept nogil
+    void (*read_ahead)(void* self, int fd) noexcept nogil                           # it will be read to its end: the system may begin
     int (*fdatasync)(void* self, int fd) noexcept nogil
     int (*fallocate)(void* self, int fd, uint64_t size) noexcept nogil              # from 0: the file has at least this size then
     int (*punch)(void* self, int fd, uint64_t offset, uint64_t size) noexcept nogil  # they read as 0, without room

@@ -1,6 +1,15 @@
 """The table of file calls, as the system has them (see files.pxd)."""
 import os
 
+from libc.stdint cimport intptr_t
+from libc.stdlib cimport free, malloc
+
+from fastmq.storage.posix cimport close, dup, pread, pthread_detach, pthread_t, start_thread
+
+
+cdef enum:
+    AHEAD_SIZE = 262144                 # bytes of one read ahead
+
 
 cdef extern from * nogil:
     """
@@ -18,12 +27,12 @@ cdef extern from * nogil:
 
     #define SAID(call) __extension__ ({ int64_t said = (call); said < 0 ? (int64_t) -errno : said; })
 
-    /* Where a file system, or a disk, takes no O_DIRECT, the file is as any other. */
+    /* Where a file system, or a disk, takes no O_DIRECT, the file is as any other. An `open` that asks for it and is refused has made
+       the file, so it is asked for afterwards. */
     static int files_open(void *self, const char *path, int flags) {
-        int fd = open(path, flags | O_CLOEXEC, 0600);
-        if (fd < 0 && errno == EINVAL && flags & O_DIRECT) fd = open(path, (flags & ~O_DIRECT) | O_CLOEXEC, 0600);
+        int fd = open(path, (flags & ~O_DIRECT) | O_CLOEXEC, 0600);
         if (fd < 0) return -errno;
-        if ((flags & O_ACCMODE) == O_RDONLY) posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+        if (flags & O_DIRECT) fcntl(fd, F_SETFL, flags | O_DIRECT);
         return fd;
     }
     static int files_close(void *self, int fd) { return (int) SAID(close(fd)); }
@@ -37,9 +46,9 @@ cdef extern from * nogil:
     #define BEGUN_SIZE (1 << 18)        /* from which on the disk begins at once */
     static int64_t files_pwrite(void *self, int fd, const uint8_t *data, size_t size, uint64_t offset) {
         ssize_t done = pwrite(fd, data, size < PIECE_SIZE ? size : PIECE_SIZE, (off_t) offset);
-        if (done < 0 && errno == EINVAL) {
-            int flags = fcntl(fd, F_GETFL);
-            if (flags < 0 || !(flags & O_DIRECT) || fcntl(fd, F_SETFL, flags & ~O_DIRECT) < 0) return -EINVAL;
+        if (done < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) {
+            int refused = errno, flags = fcntl(fd, F_GETFL);
+            if (flags < 0 || !(flags & O_DIRECT) || fcntl(fd, F_SETFL, flags & ~O_DIRECT) < 0) return -refused;
             done = pwrite(fd, data, size < PIECE_SIZE ? size : PIECE_SIZE, (off_t) offset);
         }
         if (done < 0) return -errno;
@@ -87,14 +96,39 @@ cdef extern from * nogil:
     int files_lock(void* self, const char* path) noexcept
 
 
+cdef void* read_to_the_end(void* argument) noexcept nogil:
+    """A thread that reads a file, so that its pages are in memory when they are asked for: new memory costs more than what is done with it."""
+    cdef int fd = <int> <intptr_t> argument
+    cdef void* dropped = malloc(AHEAD_SIZE)
+    cdef uint64_t at = 0
+    cdef int64_t got = AHEAD_SIZE if dropped != NULL else 0
+    while got > 0:
+        got = pread(fd, dropped, AHEAD_SIZE, <int64_t> at)
+        at += <uint64_t> max(got, 0)
+    free(dropped)
+    close(fd)
+    return NULL
+
+
+cdef void files_read_ahead(void* self, int fd) noexcept nogil:
+    """Without a thread, or a descriptor for it, the file is read all the same."""
+    cdef pthread_t thread
+    cdef int copy = dup(fd)
+    if copy >= 0:
+        if start_thread(&thread, read_to_the_end, <void*> <intptr_t> copy):
+            close(copy)
+        else:
+            pthread_detach(thread)
+
+
 cdef class Files:
     """The system's own files."""
 
     def __cinit__(self):
         self.calls = FileCalls(
-            self=NULL, open=files_open, close=files_close, size=files_size, pwrite=files_pwrite, pread=files_pread, fdatasync=files_fdatasync,
-            fallocate=files_fallocate, punch=files_punch, ftruncate=files_ftruncate, rename=files_rename, unlink=files_unlink,
-            sync_folder=files_sync_folder, lock=files_lock)
+            self=NULL, open=files_open, close=files_close, size=files_size, pwrite=files_pwrite, pread=files_pread,
+            read_ahead=files_read_ahead, fdatasync=files_fdatasync, fallocate=files_fallocate, punch=files_punch, ftruncate=files_ftruncate,
+            rename=files_rename, unlink=files_unlink, sync_folder=files_sync_folder, lock=files_lock)
 
     def names(self, folder: str) -> list[str]:
         """The names in a folder, sorted."""

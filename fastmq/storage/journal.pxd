@@ -4,7 +4,7 @@
 # flight, the next one fills; a batch holds whole turns of the worker (all that was appended up to a `submit`); segment n+1 is begun only after
 # n is synced, and has its name before anything in it is told durable; a failed write or sync is never tried again. What is appended, and said,
 # is under `lock`, which nobody holds during a call that can wait. While the writer has nothing to do the worker may take its place for one
-# small batch, if syncs have been quick of late: a disk that stalls holds up the worker once, and not again before it was quick for a while.
+# small batch, if the disk has been quick of late: a disk that stalls holds up the worker once, and not again before it was quick for a while.
 #
 #     worker: append -> fill --submit: mark--> writer: fill <-> flight, write, sync, `durable`, bell; nothing for a while: an empty batch
 #     keeper: spare-N ready (made, or a segment that is not needed any more) --roll--> writer: head, first batch, sync, rename, sync the folder
@@ -18,7 +18,7 @@ from fastmq.wire.buffer cimport Buffer
 
 cdef enum:
     SPARES_MAX = 2              # files that wait to be segments
-    QUICK_COUNT = 16            # quick syncs in a row after which the worker may write a small batch itself
+    QUICK_COUNT = 16            # quick batches in a row after which the worker may write a small batch itself
 
 
 cdef struct Segment:            # one that is finished
@@ -62,8 +62,8 @@ cdef struct Journal:
     pthread_cond_t watch        # for who waits in `journal_wait`
     uint64_t watched            # the position that is waited for; 0: none
     bint unwatched              # nobody may wait any more
-    bint idle                   # the writer waits for work,
-    bint dozes                  # and only for a while
+    bint idle                   # the writer waits for work
+    bint dozes                  # it does, for a while only: it owes news
     int64_t wrote_ns            # when the last batch was durable
     bint lent                   # the worker is in the writer's place, and writes itself
     bint waiting                # for room
@@ -94,7 +94,7 @@ cdef struct Journal:
     uint64_t offset             # where the next batch goes
     Blocks blocks               # what goes there
     uint64_t batches            # in this segment
-    uint64_t quick              # syncs in a row that took little time
+    uint64_t quick              # batches in a row that the disk took quickly
     uint64_t known              # `durable` as the last batch says it
     uint64_t taken_serial       # of the spare that became it, while it has no name
     # threads

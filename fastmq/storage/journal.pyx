@@ -24,7 +24,7 @@ cdef enum:
     GROWTH = 4                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
     WRITE_HERE_MAX = 8192               # bytes of a batch that the worker may write itself
-    QUICK_NS = 1000000                  # a sync that took less was quick
+    QUICK_NS = 1000000                  # a write and its sync that took less were quick
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
     NEWS_NS = 10000000                  # for so long nothing was submitted when an empty batch is written: the next one would wait for it
 
@@ -79,8 +79,8 @@ cdef void journal_submit(Journal* j) noexcept nogil:
 
 
 cdef bint journal_write_here(Journal* j) noexcept nogil:
-    """As `journal_submit`, but this thread writes and syncs, if the writer has nothing to do, the batch is small, and syncs have been quick
-    of late; False: it did not, and nothing is submitted."""
+    """As `journal_submit`, but this thread writes and syncs, if the writer has nothing to do, the batch is small, and the disk has been
+    quick of late; False: it did not, and nothing is submitted."""
     cdef bint mine
     pthread_mutex_lock(&j.lock)
     mine = (j.idle and j.named and j.failure.error == 0 and j.fill.size <= WRITE_HERE_MAX and j.offset + j.fill.size <= j.segment.size
@@ -316,6 +316,7 @@ cdef void write_batch(Journal* j) noexcept nogil:
             return
     head_batch(j, <BatchHead*> j.flight.data, j.flight_first, j.flight_count, size - sizeof(BatchHead))
     failpoint(BEFORE_WRITE)
+    began = monotonic_ns()
     if armed == MID_WRITE:
         half = size // 2
         failed = blocks_write(&j.blocks, j.files, j.fd, j.flight.data, half, j.offset)
@@ -326,7 +327,6 @@ cdef void write_batch(Journal* j) noexcept nogil:
         fail_segment(j, b"pwrite", failed)
         return
     failpoint(AFTER_WRITE_BEFORE_SYNC)
-    began = monotonic_ns()
     failed = j.files.fdatasync(j.files.self, j.fd)
     if failed:
         fail_segment(j, b"fdatasync", failed)

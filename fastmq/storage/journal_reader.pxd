@@ -63,5 +63,6 @@ cdef class JournalReader(LogReader):
     cdef void close_segment(self) noexcept nogil
     cdef const BatchHead* good_batch(self, uint64_t offset) noexcept nogil
     cdef bint read_batch(self, BatchView* out) noexcept nogil
+    cdef bint sound(self, const uint8_t* data, size_t size) noexcept nogil
     cdef void judge(self) noexcept nogil
     cdef bint search(self, uint64_t offset) noexcept nogil

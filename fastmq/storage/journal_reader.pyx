@@ -27,18 +27,6 @@ def segment_names(files: Files, folder: str) -> list[str]:
     return [name for name in files.names(folder) if name.startswith("journal-") and len(name) == 24]
 
 
-def check_together(checkpoint: Checkpoint, reader: JournalReader, needs_checkpoint: bool = True) -> None:
-    """Nothing is missing between the checkpoint and the journal's first entry (`needs_checkpoint`), and, once everything was read, the
-    journal reaches as far as the checkpoint. Raises JournalDamaged."""
-    what = ""
-    if needs_checkpoint and reader.first > checkpoint.position + 1:
-        what = f"the journal begins with position {reader.first}, and the checkpoint reaches to {checkpoint.position}"
-    elif reader.ended and reader.expected <= checkpoint.position:
-        what = f"the journal ends with position {reader.expected - 1}, and the checkpoint rests on {checkpoint.position}"
-    if what:
-        raise JournalDamaged(f"{reader.folder}: {what}; files are missing, which only a backup has", reader.folder, 0)
-
-
 @cython.no_gc_clear                     # its end closes a file through the table of calls in `files`
 cdef class JournalReader(LogReader):
     """The entries of the journal in `folder`, from a position on. Raises JournalDamaged for what the segments' heads show already."""
@@ -67,10 +55,13 @@ cdef class JournalReader(LogReader):
         free(self.segments)
         free(self.window)
 
-    def begin_with(self, checkpoint: Checkpoint) -> None:
-        """Give the entries of a checkpoint first."""
+    def begin_with(self, checkpoint: Checkpoint, needs_checkpoint: bool = True) -> None:
+        """Give the entries of a checkpoint first. Raises JournalDamaged where the journal begins behind it (`needs_checkpoint`); one that
+        ends before it is told by `check`."""
         self.checkpoint = checkpoint
         self.gives_checkpoint = bool(checkpoint)
+        if needs_checkpoint and self.first > checkpoint.position + 1:
+            raise self._missing(f"begins with position {self.first}, and the checkpoint reaches to {checkpoint.position}")
 
     def _read_head(self, name: str) -> None:
         """Check a segment's head, and that it follows the one before."""
@@ -119,6 +110,9 @@ cdef class JournalReader(LogReader):
         return JournalDamaged(f"{file} {what}; `fastmq journal repair {self.folder}` cuts the journal there, after saying what is lost",
                               file, offset)
 
+    def _missing(self, what: str) -> JournalDamaged:
+        return JournalDamaged(f"{self.folder}: the journal {what}; files are missing, which only a backup has", self.folder, 0)
+
     # ---- the segment that is read
 
     cdef const uint8_t* look_at(self, uint64_t offset, size_t size) noexcept nogil:
@@ -156,6 +150,7 @@ cdef class JournalReader(LogReader):
             self.error = -self.fd
             self.state = READER_ERROR
             return False
+        self.calls.read_ahead(self.calls.self, self.fd)
         self.window_size = 0
         self.offset = self.doubt = SEGMENT_HEAD_SIZE
         return True
@@ -216,6 +211,20 @@ cdef class JournalReader(LogReader):
         self.offset += sizeof(BatchHead) + head.size
         self.expected += head.count
         self.epoch = max(self.epoch, head.epoch)
+        return True
+
+    cdef bint sound(self, const uint8_t* data, size_t size) noexcept nogil:
+        """Whether these bytes of the last segment are whole batches, as they were when they were read."""
+        cdef uint64_t salt = self.segments[self.count - 1].salt
+        cdef const BatchHead* head
+        while size:
+            head = <const BatchHead*> data
+            if size < sizeof(BatchHead) or head.mark != BATCH_MARK ^ salt or head.size > size - sizeof(BatchHead):
+                return False
+            if head.crc != batch_crc(data, head.size, salt):
+                return False
+            data += sizeof(BatchHead) + head.size
+            size -= sizeof(BatchHead) + <size_t> head.size
         return True
 
     # ---- where no good batch follows
@@ -300,6 +309,8 @@ cdef class JournalReader(LogReader):
         if self.state == READER_DAMAGE:
             raise self._damage(name, self.offset, f"is damaged at offset {self.offset}: position {self.expected} cannot be read, and "
                                f"everything up to position {max(self.claim, self.expected)} was durable")
+        if self.checkpoint is not None and self.expected <= self.checkpoint.position:
+            raise self._missing(f"ends with position {self.expected - 1}, and the checkpoint rests on {self.checkpoint.position}")
 
     def read_all(self) -> int:
         """Check everything that is left; the position of the last entry. Raises as `check`."""
@@ -314,11 +325,6 @@ cdef class JournalReader(LogReader):
     def first(self) -> int:
         """The position of the first entry that is kept (of the next one, where there is none)."""
         return self.segments[0].first if self.count else 1
-
-    @property
-    def ended(self) -> bool:
-        """Whether everything was read."""
-        return self.state != READER_READS
 
     @property
     def segment_count(self) -> int:

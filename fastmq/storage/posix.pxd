@@ -54,6 +54,7 @@ cdef extern from * nogil:
         while (getrandom(&value, sizeof value, 0) != sizeof value) {}
         return value;
     }
+    static inline int storage_dup(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 0); }
     static inline void storage_ring(int bell) {
         uint64_t one = 1;
         while (write(bell, &one, sizeof one) < 0 && errno == EINTR) {}
@@ -83,6 +84,9 @@ cdef extern from * nogil:
     int eventfd(unsigned int, int)
     int snprintf(char*, size_t, const char*, ...)
     int close(int)
+    int dup "storage_dup"(int)
+    int64_t pread(int, void*, size_t, int64_t)
+    int pthread_detach(pthread_t)
     uint64_t atomic_load "storage_load"(const uint64_t*)
     void atomic_store "storage_store"(uint64_t*, uint64_t)
     int cond_init "storage_cond_init"(pthread_cond_t*)

@@ -13,7 +13,7 @@ from fastmq.errors import JournalDamaged
 from fastmq.storage.checkpoint import Checkpoint
 from fastmq.storage.crc32c import checksum
 from fastmq.storage.files import Files
-from fastmq.storage.journal_reader import JournalReader, check_together, segment_names
+from fastmq.storage.journal_reader import JournalReader, segment_names
 
 HEAD_SIZE = 4096
 # What stands in an empty segment that a repair begins: mark, version, byte order, number, first, salt, size, epoch, flags (segments.pxd).
@@ -53,8 +53,8 @@ def examine(folder: str) -> Examined:
     files = Files()
     checkpoint = Checkpoint(files, folder)
     reader = JournalReader(files, folder, checkpoint.position + 1)
+    reader.begin_with(checkpoint)
     last = reader.read_all()
-    check_together(checkpoint, reader)
     check_extents(folder, checkpoint)
     return Examined(folder, reader.segment_count, reader.first, last, max(reader.epoch, checkpoint.epoch), checkpoint.position,
                     checkpoint.extent_count, reader.cut)

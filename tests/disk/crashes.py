@@ -3,10 +3,12 @@ missing or torn, and any of the names that were not synced missing."""
 
 import random
 import select
+import time
 
 from disk import disk
 
 TORN_UNITS = (512, 4096, 1)
+NEWS_S = 0.012                  # a little more than the writer waits before it notes what is durable
 
 
 class Wreckage:
@@ -182,6 +184,8 @@ class Writer:
                 self.wait(len(self.entries))
             if trims and self.rnd.random() < 0.05:
                 self.trim()
+            if self.rnd.random() < 0.02:
+                time.sleep(NEWS_S)                              # then the writer notes what is durable
         self.wait(len(self.entries))
 
     def close(self) -> None:

@@ -65,6 +65,7 @@ cdef class MemoryDisk(Files):
         cdef FileCalls* c = &self.calls
         c.self = <void*> self
         c.open, c.close, c.size, c.pwrite, c.pread = disk_open, disk_close, disk_size, disk_pwrite, disk_pread
+        c.read_ahead = disk_read_ahead
         c.fdatasync, c.fallocate, c.ftruncate, c.rename = disk_fdatasync, disk_fallocate, disk_ftruncate, disk_rename
         c.unlink, c.sync_folder, c.punch, c.lock = disk_unlink, disk_sync_folder, disk_punch, disk_lock
 
@@ -167,6 +168,10 @@ cdef int64_t disk_pread(void* me, int fd, uint8_t* data, size_t size, uint64_t o
     cdef bytes found = bytes((<Inode> disk.handles[fd]).data[offset : offset + size])
     memcpy(data, <const char*> found, len(found))
     return len(found)
+
+
+cdef void disk_read_ahead(void* me, int fd) noexcept nogil:
+    """There is nothing to gain."""
 
 
 cdef int disk_fdatasync(void* me, int fd) noexcept with gil:
@@ -299,6 +304,11 @@ def write_here(log: FileLog) -> bool:
     """The caller writes the batch himself, if the writer has nothing to do: its syncs count as quick."""
     (<FileLog> log).journal.quick = QUICK_COUNT
     return log.write_here()
+
+
+def quick_batches(log: FileLog) -> int:
+    """How many batches in a row the disk has taken quickly."""
+    return (<FileLog> log).journal.quick
 
 
 def look(log: Log) -> int:

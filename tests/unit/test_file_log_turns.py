@@ -3,6 +3,7 @@
 import errno
 import itertools
 import random
+import time
 
 import pytest
 from disk import disk
@@ -77,6 +78,34 @@ def test_news_wait_until_nothing_has_been_written_for_a_while(here):
     calls = [call[0] for call in files.noted if call[0] in ("write", "sync")]
     assert sum(pair == ("write", "write") for pair in itertools.pairwise(calls)) < 50, "news are writes without a sync"
     wait_until(lambda: files.noted[-1][0] == "write", what="the news")
+    log.close()
+
+
+def test_worker_s_own_batch_is_followed_by_news_where_the_writer_rests_for_good():
+    files = disk().MemoryDisk()
+    log = FileLog("/log", files=files, segment_size=65536)
+    log.open(1)
+    log.add(0, b"first")
+    log.make_durable()
+    for _ in range(3):
+        wait_until(lambda: files.noted[-1][0] == "write", what="the news, after which the writer waits for nothing but work")
+        write_here(log, b"more")
+    wait_until(lambda: files.noted[-1][0] == "write", what="the news of what the worker wrote")
+    log.close()
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
+def test_worker_leaves_it_to_the_writer_after_a_batch_that_the_disk_was_slow_with(call):
+    files = disk().MemoryDisk()
+    log = FileLog("/log", files=files, segment_size=65536)
+    log.open(1)
+    log.add(0, b"first")
+    log.make_durable()
+    write_here(log, b"second")
+    assert disk().quick_batches(log) > 0
+    files.before = lambda name: time.sleep(0.002) if name == call else None
+    write_here(log, b"third")
+    assert disk().quick_batches(log) == 0
     log.close()
 
 
