@@ -23,7 +23,7 @@ cdef enum:
     FIRST_SEGMENT_SIZE = 1048576        # of the first segment of each life: a start does not wait for a large one
     GROWTH = 4                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
-    WRITE_HERE_MAX = 8192               # bytes of a batch that the worker may write itself
+    WRITE_HERE_MAX = 131072             # bytes of a batch that the worker may write itself
     QUICK_NS = 1000000                  # a write and its sync that took less were quick
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
     NEWS_NS = 10000000                  # for so long nothing was submitted when an empty batch is written: the next one would wait for it

@@ -24,7 +24,7 @@ def write_here(log, entry: bytes) -> None:
 
 def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
     files = disk().MemoryDisk()
-    log = FileLog("/log", files=files, segment_size=65536)
+    log = FileLog("/log", files=files, segment_size=1048576)
     log.open(1)
     disk().append(log, 0, b"first")
     assert not disk().write_here(log), "there is no segment yet"
@@ -33,13 +33,15 @@ def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
     for position in range(2, 200):
         write_here(log, b"entry %d" % position)
         assert disk().look(log) == log.submitted == position, "it is durable at once"
-    disk().append(log, 0, bytes(10_000))
+    write_here(log, bytes(100_000))
+    disk().append(log, 0, bytes(140_000))
     assert not disk().write_here(log), "a large one is the writer's"
     disk().submit(log)
     log.close()
-    again = FileLog("/log", files=files, segment_size=65536)
-    assert again.open(2) == 200
-    assert [data for _, _, data in again.read()] == [b"first", *(b"entry %d" % position for position in range(2, 200)), bytes(10_000)]
+    again = FileLog("/log", files=files, segment_size=1048576)
+    assert again.open(2) == 201
+    found = [data for _, _, data in again.read()]
+    assert found == [b"first", *(b"entry %d" % position for position in range(2, 200)), bytes(100_000), bytes(140_000)]
     again.close()
 
 
