@@ -66,21 +66,32 @@ def check(as_json: bool, folder: str) -> int:
 @click.option("--from", "position", default=1, help="The first position.", show_default=True)
 @folder_argument
 def dump(as_json: bool, position: int, folder: str) -> int:
-    """Print the entries, one line each: position (0: of the checkpoint), shard, size, the first bytes."""
+    """Print the entries, one line each: position (0: of the checkpoint), shard, size, the first bytes. Of a damaged journal, those before the
+    damage."""
+    damages = 0
     for journal in journals(folder):
-        files = Files()
-        checkpoint = Checkpoint(files, journal)
-        reader = JournalReader(files, journal, max(position, checkpoint.position + 1))
-        if position <= checkpoint.position:
-            reader.begin_with(checkpoint, needs_checkpoint=False)
-        for at, shard, data in reader:
-            if as_json:
-                write_json({"journal": journal, "position": at, "shard": shard, "size": len(data), "data": data})
-            else:
-                write_bytes(f"{at} {shard} {len(data)} {data[:24].hex()}\n".encode())
-        if reader.cut:
-            say(reader.cut)
-    return 0
+        try:
+            dump_journal(journal, position, as_json)
+        except JournalDamaged as damage:
+            say(str(damage))
+            damages += 1
+    return 1 if damages else 0
+
+
+def dump_journal(journal: str, position: int, as_json: bool) -> None:
+    """Print the entries of one. Raises JournalDamaged behind the last of them."""
+    files = Files()
+    checkpoint = Checkpoint(files, journal)
+    reader = JournalReader(files, journal, max(position, checkpoint.position + 1))
+    if position <= checkpoint.position:
+        reader.begin_with(checkpoint, needs_checkpoint=False)
+    for at, shard, data in reader:
+        if as_json:
+            write_json({"journal": journal, "position": at, "shard": shard, "size": len(data), "data": data})
+        else:
+            write_bytes(f"{at} {shard} {len(data)} {data[:24].hex()}\n".encode())
+    if reader.cut:
+        say(reader.cut)
 
 
 @command.command("repair", epilog=EXIT_STATUS)

@@ -25,6 +25,7 @@ from fastmq.storage.log import Log
 
 TICK_NS = 250_000_000           # between two ticks under load
 IDLE_TICK_NS = 1_000_000_000    # and without
+LATE_NS = 100_000_000           # a tick that comes so much too late: the process stood still, with its disk or its machine
 PROGRESS_S = 1.0                # between two lines about a recovery
 
 
@@ -72,7 +73,9 @@ class Worker:
                     self._workshop.rest()
             self._hear()
             now_ns = time.monotonic_ns()
-            if now_ns >= soon_ns:
+            if tick_at_ns and now_ns > tick_at_ns + LATE_NS:    # what has come meanwhile is handled before anybody counts as gone
+                soon_ns = tick_at_ns = now_ns + TICK_NS
+            elif now_ns >= soon_ns:
                 self._workshop.tick(now_ns)
                 self._rest()
                 self._tell_full()

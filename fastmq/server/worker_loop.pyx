@@ -78,6 +78,7 @@ cdef class WorkerLoop:
             sleeps = not busy and self.workshop.prepare_sleep()
             timeout_ms = 0
             if sleeps:
+                now = clock_ns(CLOCK_MONOTONIC)         # the turn may have written to the disk
                 until = tick_at_ns
                 if self.workshop.log_due_ns and self.workshop.log_due_ns < until:
                     until = self.workshop.log_due_ns

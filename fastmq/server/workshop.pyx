@@ -42,7 +42,7 @@ cdef enum:
     CONGESTED_SIZE = 1048576    # bytes waiting for a ring: no more deliveries are made
     HELD_SIZE_MAX = 2097152     # bytes of effects that deliveries may gather before they are sent
     EFFECTS_KEEP_SIZE = 262144  # an emptied effects buffer larger than this is given back
-    LONE_COUNT = 4              # messages, a batch of publishes is one, since the log was given something: then that is little
+    LONE_COUNT = 4              # messages, a batch of publishes is one, since somebody waited for the log: then that is little
     LOG_LINGER_NS = 10000000    # what nobody waits for is given to the log after so long
 
 
@@ -346,7 +346,7 @@ cdef class Workshop:
         self.fly()
 
     cdef void write_log_here(self) noexcept nogil:
-        """Where little has come since the log was given something, as from one client that waits for its confirms, write and sync on this
+        """Where little has come since somebody waited for the log, as from one client that waits for its confirms, write and sync on this
         thread: two wakes less are a third of what the sync takes (docs/architecture.md)."""
         cdef uint64_t since = self.handled - self.urgent_handled
         if not self.log_is_urgent:

@@ -1,7 +1,8 @@
 # The table of file calls: everything that the log does with files goes through it, so that tests can record, fake and break each call.
 #
 # Owns: nothing. Rules: a call returns what the system's does, and -errno where that fails; nobody looks at errno. Short writes and EINTR are
-# the caller's (`write_all`, `read_all`). A call that the real table would not be asked for must not be made beside it.
+# the caller's (`write_all`, `read_all`); O_DIRECT is given up where it is refused. A call that the real table would not be asked for must
+# not be made beside it.
 # Runs in workers, on any thread, without the GIL.
 from libc.errno cimport EINTR, EIO
 from libc.stdint cimport int64_t, uint8_t, uint64_t

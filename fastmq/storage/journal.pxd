@@ -4,7 +4,8 @@
 # flight, the next one fills; a batch holds whole turns of the worker (all that was appended up to a `submit`); segment n+1 is begun only after
 # n is synced, and has its name before anything in it is told durable; a failed write or sync is never tried again. What is appended, and said,
 # is under `lock`, which nobody holds during a call that can wait. While the writer has nothing to do the worker may take its place for one
-# small batch, if the disk has been quick of late: a disk that stalls holds up the worker once, and not again before it was quick for a while.
+# batch of up to 128 KiB, if the disk has been quick of late: a disk that stalls holds up the worker once, and not again before it was quick
+# for so many batches in a row.
 #
 #     worker: append -> fill --submit: mark--> writer: fill <-> flight, write, sync, `durable`, bell; nothing for a while: an empty batch
 #     keeper: spare-N ready (made, or a segment that is not needed any more) --roll--> writer: head, first batch, sync, rename, sync the folder
@@ -18,7 +19,8 @@ from fastmq.wire.buffer cimport Buffer
 
 cdef enum:
     SPARES_MAX = 2              # files that wait to be segments
-    QUICK_COUNT = 16            # quick batches in a row after which the worker may write a small batch itself
+    QUICK_COUNT = 16            # quick batches in a row after which the worker may write a small batch itself,
+    QUICK_COUNT_LARGE = 64      # and one that is not so small
 
 
 cdef struct Segment:            # one that is finished
@@ -95,6 +97,7 @@ cdef struct Journal:
     Blocks blocks               # what goes there
     uint64_t batches            # in this segment
     uint64_t quick              # batches in a row that the disk took quickly
+    int64_t took_ns             # how long it takes for one, on average
     uint64_t known              # `durable` as the last batch says it
     uint64_t taken_serial       # of the spare that became it, while it has no name
     # threads

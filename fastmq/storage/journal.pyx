@@ -23,7 +23,10 @@ cdef enum:
     FIRST_SEGMENT_SIZE = 1048576        # of the first segment of each life: a start does not wait for a large one
     GROWTH = 4                          # how much larger than the one before a segment is, up to the full size
     BUFFER_KEEP_SIZE = 33554432         # a batch's buffer larger than this is given back
-    WRITE_HERE_MAX = 131072             # bytes of a batch that the worker may write itself
+    WRITE_HERE_MAX = 131072             # bytes of a batch that the worker may write itself,
+    WRITE_HERE_SMALL = 8192             # and of one with which it is not asked how quick the disk is on average
+    TOOK_MAX_NS = 400000                # that average, at most: two wakes saved are worth no more
+    TOOK_WEIGHT = 16                    # the last batch counts one part of so many
     QUICK_NS = 1000000                  # a write and its sync that took less were quick
     BARE_BATCH_SIZE = 131072            # batches of this size gain nothing by zeros: then a segment is only reserved
     NEWS_NS = 10000000                  # for so long nothing was submitted when an empty batch is written: the next one would wait for it
@@ -79,12 +82,14 @@ cdef void journal_submit(Journal* j) noexcept nogil:
 
 
 cdef bint journal_write_here(Journal* j) noexcept nogil:
-    """As `journal_submit`, but this thread writes and syncs, if the writer has nothing to do, the batch is small, and the disk has been
-    quick of late; False: it did not, and nothing is submitted."""
+    """As `journal_submit`, but this thread writes and syncs, if the writer has nothing to do, the batch is no large one, and the disk has
+    been quick of late; False: it did not, and nothing is submitted."""
     cdef bint mine
     pthread_mutex_lock(&j.lock)
     mine = (j.idle and j.named and j.failure.error == 0 and j.fill.size <= WRITE_HERE_MAX and j.offset + j.fill.size <= j.segment.size
             and j.quick >= QUICK_COUNT)
+    if mine and j.fill.size > WRITE_HERE_SMALL:
+        mine = j.quick >= QUICK_COUNT_LARGE and j.took_ns <= TOOK_MAX_NS
     if mine:
         j.mark = j.fill.size
         j.mark_count = j.fill_count
@@ -333,6 +338,7 @@ cdef void write_batch(Journal* j) noexcept nogil:
         return
     ended = monotonic_ns()
     j.quick = j.quick + 1 if ended - began < QUICK_NS else 0
+    j.took_ns += (ended - began - j.took_ns) // TOOK_WEIGHT
     if not j.named and not name_segment(j):
         return
     failpoint(AFTER_SYNC_BEFORE_CONFIRM)

@@ -50,8 +50,8 @@ cdef class Log:
         return True
 
     cdef bint write_here(self) noexcept nogil:
-        """As `submit`, but this thread writes and waits for the sync, if the journal thread has nothing to do, the batch is small and the
-        disk has been quick of late; the bell does not ring for it. False: it did not, and nothing is submitted."""
+        """As `submit`, but this thread writes and waits for the sync, if the journal thread has nothing to do, the batch is no large one and
+        the disk has been quick of late; the bell does not ring for it. False: it did not, and nothing is submitted."""
         return False
 
     cdef void submit(self) noexcept nogil:

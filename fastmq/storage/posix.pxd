@@ -1,4 +1,5 @@
-# The calls of the system that the log's threads make beside those for files: threads, a mutex, conditions, an eventfd, random bytes, atomics.
+# The calls of the system that the log's threads make beside those of the table of files: threads, a mutex, conditions, an eventfd, random
+# bytes, atomics; and those with which that table's own thread reads ahead.
 from libc.stdint cimport int64_t, uint64_t
 
 

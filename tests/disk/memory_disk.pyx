@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 
 from fastmq.storage.file_log cimport FileLog
 from fastmq.storage.files cimport FileCalls, Files, open_file, write_all
-from fastmq.storage.journal cimport QUICK_COUNT
+from fastmq.storage.journal cimport QUICK_COUNT_LARGE
 from fastmq.storage.log cimport ExtentRead, Log
 from fastmq.wire.buffer cimport Buffer, buffer_add, buffer_free, buffer_init
 
@@ -302,13 +302,18 @@ def submit(log: Log) -> None:
 
 def write_here(log: FileLog) -> bool:
     """The caller writes the batch himself, if the writer has nothing to do: its syncs count as quick."""
-    (<FileLog> log).journal.quick = QUICK_COUNT
+    (<FileLog> log).journal.quick = QUICK_COUNT_LARGE
     return log.write_here()
 
 
 def quick_batches(log: FileLog) -> int:
     """How many batches in a row the disk has taken quickly."""
     return (<FileLog> log).journal.quick
+
+
+def took_on_average(log: FileLog, int64_t ns) -> None:
+    """Have the log believe that batches take so long."""
+    (<FileLog> log).journal.took_ns = ns
 
 
 def look(log: Log) -> int:

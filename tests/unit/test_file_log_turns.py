@@ -33,15 +33,20 @@ def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
     for position in range(2, 200):
         write_here(log, b"entry %d" % position)
         assert disk().look(log) == log.submitted == position, "it is durable at once"
-    write_here(log, bytes(100_000))
+    disk().took_on_average(log, 1_000_000)
+    write_here(log, bytes(8_000))
+    disk().append(log, 0, bytes(100_000))
+    assert not disk().write_here(log), "the disk takes too long on average"
+    disk().took_on_average(log, 0)
+    wait_until(lambda: disk().write_here(log), what="the writer to have nothing to do", interval=0.0001)
     disk().append(log, 0, bytes(140_000))
     assert not disk().write_here(log), "a large one is the writer's"
     disk().submit(log)
     log.close()
     again = FileLog("/log", files=files, segment_size=1048576)
-    assert again.open(2) == 201
+    assert again.open(2) == 202
     found = [data for _, _, data in again.read()]
-    assert found == [b"first", *(b"entry %d" % position for position in range(2, 200)), bytes(100_000), bytes(140_000)]
+    assert found == [b"first", *(b"entry %d" % position for position in range(2, 200)), bytes(8_000), bytes(100_000), bytes(140_000)]
     again.close()
 
 
