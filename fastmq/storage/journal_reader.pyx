@@ -12,7 +12,8 @@ from fastmq.storage.journal cimport segment_path
 from fastmq.storage.log cimport entries_fit, entry_next
 from fastmq.storage.posix cimport O_RDONLY
 from fastmq.storage.segments cimport (
-    BATCH_MARK, BYTE_ORDER_MARK, FORMAT_VERSION, SEGMENT_HEAD_SIZE, SEGMENT_MARK, SEGMENT_RECYCLED, SegmentHead, batch_crc, segment_crc,
+    BATCH_MARK, BYTE_ORDER_MARK, FORMAT_VERSION, SEGMENT_HEAD_SIZE, SEGMENT_MARK, SEGMENT_RECYCLED, SegmentHead, batch_begins, batch_crc,
+    segment_crc,
 )
 
 from fastmq.errors import JournalDamaged
@@ -167,7 +168,7 @@ cdef class JournalReader(LogReader):
         if offset + sizeof(BatchHead) > s.size:
             return NULL
         head = <const BatchHead*> self.look_at(offset, sizeof(BatchHead))
-        if head == NULL or head.mark != BATCH_MARK ^ s.salt or head.size & 7 or head.size > s.size - offset - sizeof(BatchHead):
+        if head == NULL or not batch_begins(head, s.size - offset, s.salt):
             return NULL
         head = <const BatchHead*> self.look_at(offset, sizeof(BatchHead) + <size_t> head.size)
         if head == NULL or head.crc != batch_crc(<const uint8_t*> head, head.size, s.salt):
@@ -219,9 +220,7 @@ cdef class JournalReader(LogReader):
         cdef const BatchHead* head
         while size:
             head = <const BatchHead*> data
-            if size < sizeof(BatchHead) or head.mark != BATCH_MARK ^ salt or head.size > size - sizeof(BatchHead):
-                return False
-            if head.crc != batch_crc(data, head.size, salt):
+            if size < sizeof(BatchHead) or not batch_begins(head, size, salt) or head.crc != batch_crc(data, head.size, salt):
                 return False
             data += sizeof(BatchHead) + head.size
             size -= sizeof(BatchHead) + <size_t> head.size

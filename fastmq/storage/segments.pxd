@@ -60,6 +60,11 @@ cdef inline uint32_t segment_crc(const SegmentHead* head) noexcept nogil:
     return crc32c(0, head, sizeof(SegmentHead) - sizeof(uint32_t))
 
 
+cdef inline bint batch_begins(const BatchHead* head, uint64_t room, uint64_t salt) noexcept nogil:
+    """Whether this head is of a batch that fits into `room` bytes, itself included; its CRC then tells whether the batch is good."""
+    return head.mark == BATCH_MARK ^ salt and head.size & 7 == 0 and head.size <= room - sizeof(BatchHead)
+
+
 cdef inline uint32_t batch_crc(const uint8_t* batch, uint64_t size, uint64_t salt) noexcept nogil:
     """Of a head with `size` bytes of entries behind it."""
     cdef size_t before = sizeof(uint64_t) + sizeof(uint32_t)      # mark, crc

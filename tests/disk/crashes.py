@@ -185,7 +185,7 @@ class Writer:
             if trims and self.rnd.random() < 0.05:
                 self.trim()
             if self.rnd.random() < 0.02:
-                time.sleep(NEWS_S)                              # then the writer notes what is durable
+                time.sleep(NEWS_S)              # a chance for the writer to note what is durable; nobody relies on it
         self.wait(len(self.entries))
 
     def close(self) -> None:

@@ -22,6 +22,15 @@ def write_here(log, entry: bytes) -> None:
     wait_until(lambda: disk().write_here(log), what="the writer to have nothing to do", interval=0.0001)
 
 
+def begun(files, **options):
+    """A log with one durable entry, and so a segment."""
+    log = FileLog("/log", files=files, segment_size=65536, **options)
+    log.open(1)
+    log.add(0, b"first")
+    log.make_durable()
+    return log
+
+
 def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
     files = disk().MemoryDisk()
     log = FileLog("/log", files=files, segment_size=1048576)
@@ -52,11 +61,7 @@ def test_worker_writes_a_small_batch_itself_where_the_writer_rests():
 
 def test_damage_to_the_batch_that_the_worker_wrote_last_is_no_tear():
     files = disk().MemoryDisk()
-    log = FileLog("/log", files=files, segment_size=65536, needs_checkpoint=False)
-    log.open(1)
-    disk().append(log, 0, b"first")
-    disk().submit(log)
-    wait_until(lambda: disk().look(log) == 1, what="the first entry to be durable")
+    log = begun(files, needs_checkpoint=False)
     write_here(log, b"the last")
     wait_until(lambda: files.noted[-1][0] == "write", what="an empty batch behind it, which is not synced")
     paths = files.contents()
@@ -72,10 +77,7 @@ def test_damage_to_the_batch_that_the_worker_wrote_last_is_no_tear():
 def test_news_wait_until_nothing_has_been_written_for_a_while(here):
     """The next batch would wait for them."""
     files = disk().MemoryDisk()
-    log = FileLog("/log", files=files, segment_size=65536)
-    log.open(1)
-    log.add(0, b"first")
-    log.make_durable()
+    log = begun(files)
     for _ in range(100):
         if here:
             write_here(log, b"more")
@@ -90,10 +92,7 @@ def test_news_wait_until_nothing_has_been_written_for_a_while(here):
 
 def test_worker_s_own_batch_is_followed_by_news_where_the_writer_rests_for_good():
     files = disk().MemoryDisk()
-    log = FileLog("/log", files=files, segment_size=65536)
-    log.open(1)
-    log.add(0, b"first")
-    log.make_durable()
+    log = begun(files)
     for _ in range(3):
         wait_until(lambda: files.noted[-1][0] == "write", what="the news, after which the writer waits for nothing but work")
         write_here(log, b"more")
@@ -104,10 +103,7 @@ def test_worker_s_own_batch_is_followed_by_news_where_the_writer_rests_for_good(
 @pytest.mark.parametrize("call", ["pwrite", "fdatasync"])
 def test_worker_leaves_it_to_the_writer_after_a_batch_that_the_disk_was_slow_with(call):
     files = disk().MemoryDisk()
-    log = FileLog("/log", files=files, segment_size=65536)
-    log.open(1)
-    log.add(0, b"first")
-    log.make_durable()
+    log = begun(files)
     write_here(log, b"second")
     assert disk().quick_batches(log) > 0
     files.before = lambda name: time.sleep(0.002) if name == call else None
@@ -118,11 +114,7 @@ def test_worker_leaves_it_to_the_writer_after_a_batch_that_the_disk_was_slow_wit
 
 def test_failed_sync_of_the_worker_itself_ends_the_log():
     files = disk().MemoryDisk()
-    log = FileLog("/log", files=files, segment_size=65536)
-    log.open(1)
-    disk().append(log, 0, b"first")
-    disk().submit(log)
-    wait_until(lambda: disk().look(log) == 1, what="the first entry to be durable")
+    log = begun(files)
     write_here(log, b"second")
     files.broken = {"fdatasync": errno.EIO}
     write_here(log, b"third")

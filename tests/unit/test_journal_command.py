@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_dump_gives_one_line_an_entry(journal):
     assert [line.split()[:3] for line in lines] == [[str(i), str(shard), str(len(data))] for i, (shard, data) in enumerate(entries, 1)]
     last = run("dump", "--json", "--from", str(len(entries)), folder).stdout.splitlines()
     assert [json.loads(line)["position"] for line in last] == [len(entries)]
+
+
+def test_dump_gives_what_lies_before_the_damage_and_goes_on_with_the_next_journal(journal):
+    folder, entries = journal
+    shutil.copytree(folder, str(Path(folder).parent / "worker-1"))
+    damage(segments(folder)[2], 4200)
+    done = run("dump", str(Path(folder).parent))
+    positions = [int(line.split()[0]) for line in done.stdout.splitlines()]
+    whole = list(range(1, len(entries) + 1))
+    before = len(positions) - len(whole)
+    assert 0 < before < len(entries) and positions == whole[:before] + whole
+    assert done.return_value == 1 and str(segments(folder)[2]) in done.stderr
 
 
 @pytest.mark.parametrize(("segment", "offset"), [(0, 4100), (2, 4200), (2, 3), (3, 20)])
